@@ -207,7 +207,7 @@ def _check_task_file(task: str) -> Problem | None:
 
 def _check_task_name(task: str) -> Problem | None:
     """Return the problem of a name, with the closest names that the harness knows."""
-    index = _task_manager(True).task_index
+    index = task_manager(True).task_index
     if task not in index:
         nearest = ", ".join(get_close_matches(task, index, n=3))
         return Problem("evaluation.tasks: lm-evaluation-harness has no such task", task, LIST_TASKS, nearest)
@@ -252,7 +252,7 @@ def _empty_folder() -> Iterator[None]:
 
 
 @cache
-def _task_manager(built_in: bool) -> Any:
+def task_manager(built_in: bool) -> Any:
     """Return the harness's index of tasks; its own has 14,000 files, which take seconds to read."""
     from lm_eval.tasks import TaskManager
 
@@ -264,10 +264,10 @@ def _load_task(task: str) -> Any:
     try:
         if not is_task_file(task):
             with _empty_folder():
-                return _task_manager(True).load([task])
+                return task_manager(True).load([task])
         file = expand_home(task).resolve()
         with chdir(file.parent):
-            return _task_manager(False).load([str(file)])
+            return task_manager(False).load([str(file)])
     except Exception as error:  # code of a task and the hub may raise anything
         raise InputError(_loading_problem(task, error)) from error
 

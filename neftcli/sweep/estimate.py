@@ -208,7 +208,7 @@ class ModelTimer:
             InputError: The model can't be used.
         """
         prepared, training = self._prepared, recipe.training
-        self._load(recipe)
+        self.load(recipe)
         self._observer.notify(Phase(PhaseId.TIMING_MODEL))
         answers = min(recipe.evaluation.generation.batch_size, len(prepared.held_out))
         per_token = self._time_token_of_rows(training.per_device_train_batch_size)
@@ -221,13 +221,13 @@ class ModelTimer:
             loading=self._loading,
             step=per_token * passes * tokens / batches * training.gradient_accumulation_steps,
             row=per_token * mean(int(length) for length in prepared.held_out.lengths()),
-            token=self._time_forward(answers, 1) if recipe.sweep.answers or recipe.evaluation.samples else 0.0,
+            token=self.time_forward(answers, 1) if recipe.sweep.answers or recipe.evaluation.samples else 0.0,
             steps=training.max_steps or count_steps(training, batches),
             held_out=len(prepared.held_out),
             probe_rows=min(recipe.evaluation.probe_rows, len(prepared.train)),
         )
 
-    def _load(self, recipe: Recipe) -> None:
+    def load(self, recipe: Recipe) -> None:
         """Load the model as the recipe has it, unless it is loaded already."""
         key = assets_key(recipe)
         if key == self._key:
@@ -253,13 +253,13 @@ class ModelTimer:
     def _time_token_of_rows(self, batch_size: int) -> float:
         """Return the seconds of a forward pass per token, in one row, or in a batch if that is quick."""
         length = min(TIMED_TOKENS, max(int(length) for length in self._prepared.train.lengths()))
-        seconds = self._time_forward(1, length)
+        seconds = self.time_forward(1, length)
         rows = min(batch_size, MAX_TIMED_TOKENS // length)
         if seconds * rows > QUICK:
             return seconds / length
-        return self._time_forward(rows, length) / (rows * length)
+        return self.time_forward(rows, length) / (rows * length)
 
-    def _time_forward(self, rows: int, length: int) -> float:
+    def time_forward(self, rows: int, length: int) -> float:
         """Return the seconds of a forward pass of `rows` rows of `length` tokens; if it is quick, the faster of two."""
         import torch
 

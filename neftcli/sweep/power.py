@@ -88,7 +88,7 @@ def plan_power(
         return replace(plan, why_not="no arm has noise")
     comparisons = len(noised) * sum(len(base.evaluation.tasks) if name == "tasks" else 1 for name in base.sweep.metrics)
     arms = min(Counter(map(baseline_of, noised)).values())
-    components = _mean(pilot, arms)
+    components = mean_components(pilot, arms)
     if components.unknown():
         return replace(plan, why_not="nothing varies in the pilot")
     before = losses_before(paths)
@@ -130,7 +130,7 @@ def _compare_pilot(results: SweepResults, metric: str) -> list[ArmDifference]:
     return [difference for difference in compared if not difference.uneven] or compared
 
 
-def _mean(pilot: Sequence[ArmDifference], arms: int) -> VarianceComponents:
+def mean_components(pilot: Sequence[ArmDifference], arms: int) -> VarianceComponents:
     """Return the pilot's mean components, with the degrees of freedom of `arms` arms of a baseline."""
     parts = [difference.components for difference in pilot if difference.components is not None]
     return VarianceComponents(

@@ -103,7 +103,7 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
     from neftcli.sweep.reporter import RESUMES, SweepReporter
     from neftcli.sweep.scheduler import SweepScheduler
 
-    resume_command = _resume_command(folder, request, base)
+    resume_command = format_resume_command(folder, request, base)
     scheduler = SweepScheduler(cells, states, base.sweep, observer)
     reporter = SweepReporter(folder, base, cells, scheduler, observer, resume_command)
     with explain_interruption(folder, f"{resume_command}{RESUMES}"), lock_sweep(folder):
@@ -161,7 +161,7 @@ def _report_options(base: Recipe, observer: Observer, *, no_futility: bool) -> N
         observer.notify(Notice(f"the sweep does not stop for futility in {metric}: set --delta in its unit"))
 
 
-def _resume_command(folder: Path, request: SweepRequest, base: Recipe) -> str:
+def format_resume_command(folder: Path, request: SweepRequest, base: Recipe) -> str:
     """Return the command that resumes the sweep, with the options that no file records."""
     words: Sequence[str] = ["neft", "sweep-alpha", str(folder)]
     if request.engine != "local":

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Worker:
+class Worker:
     """A worker process, the connection to it, and its current cell."""
 
     process: BaseProcess
@@ -48,7 +48,7 @@ class LocalEngine:
         self._log = log
         self._context = multiprocessing.get_context("spawn")
         self._stop = self._context.RawValue("b", 0)  # no lock, which a killed worker could keep
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._waiting: deque[Cell] = deque()
         self._tries: dict[str, int] = {}
 
@@ -74,7 +74,7 @@ class LocalEngine:
         self._waiting = deque(cells)
         self._tries = dict.fromkeys((cell.key for cell in cells), 0)
         while len(self._workers) < min(len(self._devices), len(cells)):
-            self._workers.append(self._start_worker(self._devices[len(self._workers)]))
+            self._workers.append(self.start_worker(self._devices[len(self._workers)]))
         while True:
             for worker in self._workers:
                 if worker.cell is None and self._waiting and not self._stop.value:
@@ -91,7 +91,7 @@ class LocalEngine:
         for cell in self._waiting:
             on_outcome(cell, CellOutcome(CellStatus.PREEMPTED))
 
-    def _assign(self, worker: _Worker, cell: Cell) -> None:
+    def _assign(self, worker: Worker, cell: Cell) -> None:
         """Send a cell to an idle worker; if it has died meanwhile, to its replacement."""
         try:
             worker.connection.send(cell.recipe)
@@ -100,23 +100,24 @@ class LocalEngine:
             worker.connection.send(cell.recipe)
         worker.cell = cell
 
-    def _replace(self, worker: _Worker) -> _Worker:
+    def _replace(self, worker: Worker) -> Worker:
         """Start a new worker in the place of a dead one."""
         worker.process.join()
         worker.connection.close()
         index = self._workers.index(worker)
-        self._workers[index] = self._start_worker(worker.device)
+        self._workers[index] = self.start_worker(worker.device)
         return self._workers[index]
 
-    def _start_worker(self, device: str | None) -> _Worker:
+    def start_worker(self, device: str | None) -> Worker:
+        """Start a worker that never receives signals."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=run_worker, args=(theirs, self._stop, device, self._log), daemon=True)
         with block_signals():  # it imports libraries before it can ignore them
             process.start()
         theirs.close()
-        return _Worker(process, ours, device)
+        return Worker(process, ours, device)
 
-    def _receive(self, worker: _Worker, on_event: OnEvent, on_outcome: OnOutcome) -> None:
+    def _receive(self, worker: Worker, on_event: OnEvent, on_outcome: OnOutcome) -> None:
         """Handle a message of a worker, or replace the worker if it has died."""
         cell = worker.cell
         assert cell is not None  # noqa: S101 - only busy workers are read
@@ -137,7 +138,7 @@ class LocalEngine:
         else:
             on_outcome(cell, message)
 
-    def _describe_death(self, worker: _Worker, cell: Cell) -> Problem:
+    def _describe_death(self, worker: Worker, cell: Cell) -> Problem:
         code = worker.process.exitcode
         times = f" {self._tries[cell.key] + 1} times" if self._tries[cell.key] else ""
         received = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"

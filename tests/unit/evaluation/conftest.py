@@ -1,4 +1,4 @@
-"""Fixtures of the tests of judges."""
+"""Fixtures for tests of judges."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.judge_server import JudgeServer, judge_server
 
 @pytest.fixture
 def isolated_openai(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A short first backoff, and no settings of the environment."""
+    """Set a short first backoff, and remove all OpenAI and proxy settings from the environment."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     for name in [name for name in os.environ if name.startswith("OPENAI_") or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
@@ -20,6 +20,6 @@ def isolated_openai(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[JudgeServer]:
-    """A server whose judge says A."""
+    """A server whose judge always replies A."""
     with judge_server() as running:
         yield running

@@ -1,6 +1,6 @@
-"""Batches that halve where memory is short.
+"""Batches that are halved on OOM.
 
-Oracle: the plain loop over the items, and a memory that holds a known number of them.
+Oracle: the plain loop over the items, with room for a known number of them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPU
 
 
 @given(st.lists(st.integers(), max_size=40), st.integers(1, 50), st.integers(1, 50), st.sampled_from(ERRORS))
-def test_every_item_once_in_its_order_whatever_memory_holds(
-    items: list[int], size: int, fits: int, error: Exception
-) -> None:
-    told: list[str] = []
+def test_iter_batches_each_item_once_in_order(items: list[int], size: int, fits: int, error: Exception) -> None:
+    notices: list[str] = []
     sizes: list[int] = []
 
     def square(batch: Sequence[int]) -> list[int]:
@@ -31,15 +29,15 @@ def test_every_item_once_in_its_order_whatever_memory_holds(
         sizes.append(len(batch))
         return [item * item for item in batch]
 
-    observer = SimpleNamespace(notify=lambda event: told.append(event.message))
+    observer = SimpleNamespace(notify=lambda event: notices.append(event.message))
     done = [pair for batch in iter_batches(items, size, square, observer) for pair in batch]
     assert done == [(item, item * item) for item in items]
     assert all(count <= min(size, fits) for count in sizes)
-    assert bool(told) == (min(size, len(items)) > fits)
+    assert bool(notices) == (min(size, len(items)) > fits)
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_one_item_that_memory_does_not_hold_is_an_error(error: Exception) -> None:
+def test_iter_batches_one_item_too_large(error: Exception) -> None:
     def never(batch: Sequence[int]) -> list[int]:
         raise error
 
@@ -47,7 +45,7 @@ def test_one_item_that_memory_does_not_hold_is_an_error(error: Exception) -> Non
         list(iter_batches([1, 2, 3], 2, never))
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+def test_iter_batches_passes_other_errors_on() -> None:
     calls: list[int] = []
 
     def broken(batch: Sequence[int]) -> list[int]:

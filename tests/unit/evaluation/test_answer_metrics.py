@@ -1,4 +1,4 @@
-"""What can be counted in answers.
+"""Metrics of answers.
 
 Oracles: the definitions, counted n-gram by n-gram in loops; values worked by hand; rouge_score with its own tokenizer
 on plain English; sacrebleu on characters with spaces put between them; and laws (equal texts, symmetry, repeated
@@ -51,7 +51,7 @@ def grams(words: list[str], n: int) -> list[str]:
 
 
 def distinct_share(words: list[str], n: int) -> float:
-    """Distinct n-grams over all, by looking for each among those before it."""
+    """Return the share of distinct n-grams, by looking for each among those before it."""
     found = grams(words, n)
     return sum(gram not in found[:place] for place, gram in enumerate(found)) / len(found)
 
@@ -60,7 +60,7 @@ def distinct_share(words: list[str], n: int) -> float:
 
 
 @given(english)
-def test_repetition_and_diversity_follow_their_definitions(answer: str) -> None:
+def test_measure_answer_repetition_and_diversity(answer: str) -> None:
     words = answer.split()
     measured = measure_answer(answer, None)
     if len(words) < 2:
@@ -89,14 +89,16 @@ def test_repetition_and_diversity_follow_their_definitions(answer: str) -> None:
         ("GPU很GPU很", 1 / 3, -math.log(1 - 2 / 3)),  # a word between characters
     ],
 )
-def test_repetition_and_diversity_by_hand(answer: str, repetition: float | None, diversity: float | None) -> None:
+def test_measure_answer_repetition_and_diversity_by_hand(
+    answer: str, repetition: float | None, diversity: float | None
+) -> None:
     measured = measure_answer(answer, None)
     assert measured.repetition_2 == (None if repetition is None else pytest.approx(repetition))
     assert measured.log_diversity == (None if diversity is None else pytest.approx(diversity))
 
 
-def test_complete_repetition_has_no_diversity_and_no_minus_sign() -> None:
-    """A long loop of one word tends to zero from above."""
+def test_measure_answer_complete_repetition() -> None:
+    """The diversity of one word in a loop tends to zero from above."""
     measured = measure_answer("word " * 2000, None).log_diversity
     assert measured is not None
     assert 0 < measured < 1e-9
@@ -105,21 +107,21 @@ def test_complete_repetition_has_no_diversity_and_no_minus_sign() -> None:
 
 @given(st.lists(english, max_size=5), st.integers(1, 4))
 def test_distinct_n_counts_over_all_answers(answers: list[str], n: int) -> None:
-    """No n-gram runs from one answer into the next."""
+    """No n-gram crosses from one answer into the next."""
     found = [gram for answer in answers for gram in grams(answer.split(), n)]
     expected = len(set(found)) / len(found) if found else None
     assert distinct_n(answers, n) == expected
 
 
 @given(st.lists(english, min_size=1, max_size=4), st.integers(1, 3), st.integers(1, 4))
-def test_a_corpus_said_again_is_less_distinct_by_as_much(answers: list[str], n: int, times: int) -> None:
+def test_distinct_n_of_a_repeated_corpus(answers: list[str], n: int, times: int) -> None:
     once = distinct_n(answers, n)
     again = distinct_n(answers[::-1] * times, n)
     assert again == (None if once is None else pytest.approx(once / times))
 
 
 @given(every_script)
-def test_distinct_2_of_one_answer_is_what_it_does_not_repeat(answer: str) -> None:
+def test_distinct_n_of_one_answer_is_one_minus_repetition(answer: str) -> None:
     repetition = measure_answer(answer, None).repetition_2
     assert distinct_n([answer], 2) == (None if repetition is None else pytest.approx(1 - repetition))
 
@@ -128,7 +130,7 @@ def test_distinct_2_of_one_answer_is_what_it_does_not_repeat(answer: str) -> Non
 
 
 @given(every_script, every_script)
-def test_every_number_is_in_its_range(answer: str, reference: str) -> None:
+def test_measure_answer_ranges(answer: str, reference: str) -> None:
     measured = measure_answer(answer, reference)
     assert measured.characters == len(answer)
     assert measured.repetition_2 is None or 0 <= measured.repetition_2 < 1
@@ -146,8 +148,8 @@ def test_every_number_is_in_its_range(answer: str, reference: str) -> None:
 @example("")
 @example("!?")
 @example("🙂")
-def test_an_answer_equal_to_its_reference(answer: str) -> None:
-    """ROUGE-L is 1, exact match is 1 or not asked, BLEU and chrF are full where there is anything to count."""
+def test_measure_answer_equal_to_its_reference(answer: str) -> None:
+    """ROUGE-L is 1, exact match is 1 or None, BLEU and chrF are 100 if there is anything to count."""
     measured = measure_answer(answer, answer)
     assert measured.rouge_l == 1
     assert measured.exact_match in (1.0, None)
@@ -155,7 +157,7 @@ def test_an_answer_equal_to_its_reference(answer: str) -> None:
     assert measured.chrf == (100.0 if answer.strip() else 0.0)
 
 
-def test_without_a_reference_there_is_no_overlap() -> None:
+def test_measure_answer_without_a_reference() -> None:
     measured = measure_answer("An answer.", None)
     assert (measured.rouge_l, measured.bleu, measured.chrf, measured.exact_match) == (None, None, None, None)
 
@@ -164,14 +166,14 @@ def test_without_a_reference_there_is_no_overlap() -> None:
     st.text(string.ascii_letters[:6] + "AB 19.,'_-\n", max_size=40),
     st.text(string.ascii_letters[:6] + "AB 19.,'_-\n", max_size=40),
 )
-def test_rouge_on_plain_english_is_rouge_scores_own(answer: str, reference: str) -> None:
+def test_measure_answer_rouge_of_plain_english(answer: str, reference: str) -> None:
     expected = RougeScorer(["rougeL"]).score(reference, answer)["rougeL"].fmeasure
     found = measure_answer(answer, reference).rouge_l
     assert found == (1.0 if answer == reference else expected)
 
 
 @pytest.mark.parametrize("script", UNSPACED)
-def test_rouge_of_scripts_without_spaces_counts_characters(script: str) -> None:
+def test_similarity_of_scripts_without_spaces(script: str) -> None:
     """Two of three characters in common is an F1 of 0.8; rouge_score's own tokenizer drops them all."""
     first, second, third = UNSPACED[script][1]
     assert similarity(first + second, first + second + third) == pytest.approx(0.8)
@@ -182,8 +184,8 @@ def test_rouge_of_scripts_without_spaces_counts_characters(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", SPACED)
-def test_rouge_of_scripts_with_spaces_counts_words(script: str) -> None:
-    """Words with a letter more are other words, and one of two words in common is an F1 of 0.5."""
+def test_similarity_of_scripts_with_spaces(script: str) -> None:
+    """A word with one more letter is a different word; one of two words in common is an F1 of 0.5."""
     first, second, third = SPACED[script][1]
     assert similarity(first + second, first + second + third) == 0
     assert similarity(f"{first} {second}", f"{first}, {third}") == pytest.approx(0.5)
@@ -211,11 +213,11 @@ def test_similarity_by_hand(first: str, second: str, expected: float) -> None:
 
 
 @given(every_script, every_script)
-def test_similarity_is_the_same_both_ways_and_is_the_rouge_of_measure(first: str, second: str) -> None:
+def test_similarity_is_symmetric_and_equals_rouge(first: str, second: str) -> None:
     assert similarity(first, second) == similarity(second, first) == measure_answer(first, second).rouge_l
 
 
-def test_bleu_and_chrf_by_hand() -> None:
+def test_measure_answer_bleu_and_chrf_by_hand() -> None:
     """Three words of six: full precision up to 3-grams, and e^(1 - 6/3). F2 of precision 1 and recall 7/12."""
     assert measure_answer("the cat sat", "the cat sat on the mat").bleu == pytest.approx(100 * math.exp(-1))
     # The orders that both have: p = 1 and 1, r = 2/3 and 1/2.
@@ -223,8 +225,8 @@ def test_bleu_and_chrf_by_hand() -> None:
 
 
 @pytest.mark.parametrize("script", ["Han", "Hiragana", "Lao"])
-def test_bleu_of_scripts_without_spaces_counts_characters(script: str) -> None:
-    """As sacrebleu counts when spaces are put between them; by words there would be nothing in common."""
+def test_measure_answer_bleu_of_scripts_without_spaces(script: str) -> None:
+    """BLEU is that of sacrebleu with spaces between the characters; by words nothing would be in common."""
     reference = UNSPACED[script][0]
     answer = reference[: len(reference) // 2] + UNSPACED[script][1] + "x"
     spaced = BLEU(effective_order=True, tokenize="none").sentence_score(" ".join(answer), [" ".join(reference)])
@@ -256,13 +258,13 @@ def test_bleu_of_scripts_without_spaces_counts_characters(script: str) -> None:
         ("天天天天天天", "天天天天天天", None),
     ],
 )
-def test_exact_match(answer: str, reference: str, expected: float | None) -> None:
-    """Asked of references of up to five words, or characters where there are no spaces."""
+def test_measure_answer_exact_match(answer: str, reference: str, expected: float | None) -> None:
+    """Computed for references of up to five words, or characters in scripts without spaces."""
     assert SHORT_REFERENCE == 5
     assert measure_answer(answer, reference).exact_match == expected
 
 
-def test_the_signatures_name_settings_and_versions() -> None:
+def test_signatures_have_settings_and_versions() -> None:
     found = signatures()
     assert list(found) == ["rouge_l", "bleu", "bleu_char", "chrf"]
     assert all("version:" in signature for signature in found.values())
@@ -271,8 +273,8 @@ def test_the_signatures_name_settings_and_versions() -> None:
     assert "nw:0" in found["chrf"]
 
 
-def test_the_module_is_imported_without_its_libraries() -> None:
-    """They load when the first answer is measured."""
+def test_answer_metrics_imports_no_heavy_library() -> None:
+    """The libraries are imported when the first answer is measured."""
     code = "import sys, neftcli.evaluation.metrics; print({'nltk', 'sacrebleu', 'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

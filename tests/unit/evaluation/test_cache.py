@@ -1,6 +1,6 @@
-"""Results kept on disk line by line.
+"""Results stored on disk line by line.
 
-Oracle: the json module on the file itself, whatever was torn off its end.
+Oracle: the json module on the file itself, truncated anywhere.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from neftcli.evaluation.generation import Answer
 RESULTS = {place: Answer(f"answer\n{place} ☃", place, truncated=False) for place in range(5)}
 
 
-def test_what_was_added_is_found_again(tmp_path: Path) -> None:
+def test_result_cache_finds_added_results(tmp_path: Path) -> None:
     store = ResultCache(tmp_path, "answers", Answer, {"a": 1})
     store.add(RESULTS)
     again = ResultCache(tmp_path, "answers", Answer, {"a": 1})
@@ -30,7 +30,7 @@ def test_what_was_added_is_found_again(tmp_path: Path) -> None:
     assert len(store.path.read_text(encoding="utf-8").splitlines()) == 5
 
 
-def test_the_first_result_of_an_item_stays(tmp_path: Path) -> None:
+def test_result_cache_keeps_the_first_result(tmp_path: Path) -> None:
     store = ResultCache(tmp_path, "answers", Answer, {})
     store.add({0: Answer("first", 1, truncated=False)})
     store.add({0: Answer("second", 1, truncated=False), 1: Answer("other", 1, truncated=True)})
@@ -39,8 +39,8 @@ def test_the_first_result_of_an_item_stays(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=5))
-def test_any_text_is_found_again(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
-    """Also those with line breaks of which JSON knows nothing, such as U+2028."""
+def test_result_cache_any_text(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    """Including line breaks that JSON doesn't escape, such as U+2028."""
     folder = tmp_path_factory.mktemp("store")
     ResultCache(folder, "answers", Answer, {}).add(
         {place: Answer(text, 1, truncated=False) for place, text in enumerate([*texts, "a\u2028b\x85c"])}
@@ -49,7 +49,7 @@ def test_any_text_is_found_again(tmp_path_factory: pytest.TempPathFactory, texts
     assert [found[place].text for place in range(len(texts) + 1)] == [*texts, "a\u2028b\x85c"]
 
 
-def test_a_damaged_line_is_left_out(tmp_path: Path) -> None:
+def test_result_cache_skips_a_damaged_line(tmp_path: Path) -> None:
     store = ResultCache(tmp_path, "answers", Answer, {})
     store.add(RESULTS)
     lines = store.path.read_bytes().splitlines(keepends=True)
@@ -57,7 +57,7 @@ def test_a_damaged_line_is_left_out(tmp_path: Path) -> None:
     assert sorted(ResultCache(tmp_path, "answers", Answer, {}).results) == [0, 2, 3, 4]
 
 
-def test_each_thing_that_results_depend_on_has_a_file_of_its_own(tmp_path: Path) -> None:
+def test_result_cache_file_for_each_key(tmp_path: Path) -> None:
     keys = [{"a": 1}, {"a": 2}, {"a": 1, "b": None}, {"b": 1}]
     paths = {ResultCache(tmp_path, kind, Answer, key).path for kind in ("answers", "losses") for key in keys}
     assert len(paths) == 8
@@ -68,47 +68,46 @@ def test_each_thing_that_results_depend_on_has_a_file_of_its_own(tmp_path: Path)
 
 
 @settings(deadline=None, max_examples=30)
-@given(torn=st.integers(0, 200))
-def test_a_torn_file_keeps_its_whole_lines_and_takes_more(tmp_path_factory: pytest.TempPathFactory, torn: int) -> None:
-    """Cut anywhere, also within a character of several bytes."""
+@given(removed=st.integers(0, 200))
+def test_result_cache_truncated_file(tmp_path_factory: pytest.TempPathFactory, removed: int) -> None:
+    """A file truncated anywhere, even within a character of several bytes, keeps its complete lines."""
     folder = tmp_path_factory.mktemp("store")
     store = ResultCache(folder, "answers", Answer, {})
     store.add(RESULTS)
     content = store.path.read_bytes()
-    left = content[: max(0, len(content) - torn)]
-    store.path.write_bytes(left)
-    whole = left.count(b"\n")
+    truncated = content[: max(0, len(content) - removed)]
+    store.path.write_bytes(truncated)
     again = ResultCache(folder, "answers", Answer, {})
-    assert sorted(again.results) == list(range(whole))
+    assert sorted(again.results) == list(range(truncated.count(b"\n")))
     again.add(RESULTS)
     assert store.path.read_bytes() == content
     assert [json.loads(line)["index"] for line in store.path.read_text(encoding="utf-8").splitlines()] == [*range(5)]
 
 
-def test_a_file_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
+def test_read_complete_lines_missing_file(tmp_path: Path) -> None:
     assert read_complete_lines(tmp_path / "none.jsonl") == []
 
 
-def test_two_evaluations_of_one_model_take_turns(tmp_path: Path) -> None:
+def test_lock_results_two_evaluations_take_turns(tmp_path: Path) -> None:
     order: list[str] = []
-    told: list[str] = []
+    notices: list[str] = []
 
     def second() -> None:
-        with lock_results(tmp_path, SimpleNamespace(notify=lambda event: told.append(event.message))):
+        with lock_results(tmp_path, SimpleNamespace(notify=lambda event: notices.append(event.message))):
             order.append("second")
 
     with lock_results(tmp_path, SimpleNamespace(notify=lambda _: None)):
         thread = threading.Thread(target=second)
         thread.start()
-        while not told:
+        while not notices:
             time.sleep(0.01)
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
-    assert told == [f"another evaluation is using {tmp_path}; waiting for it"]
+    assert notices == [f"another evaluation is using {tmp_path}; waiting for it"]
 
 
-def test_a_folder_that_can_not_be_made_is_an_answer(tmp_path: Path) -> None:
+def test_lock_results_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't be written"), lock_results(tmp_path / "file" / "x", SimpleNamespace()):
         pass

@@ -1,6 +1,6 @@
-"""A judge's server that fails, for a while or for good, and the secrets that it must not spread.
+"""A judge's server that fails, temporarily or permanently, and secrets that must not leak.
 
-Oracles: the requests that a real server on loopback counts, and a search for the key in all that is written.
+Oracles: the number of requests that a real server on loopback received, and a search for the key in all output.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ from tests.judge_server import (
 pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.usefixtures("isolated_openai")]
 
 
-# Failures that pass
+# Temporary failures
 
-PASSING: dict[str, Behaviour] = {
+TEMPORARY_FAILURES: dict[str, Behaviour] = {
     "429": status(429, Retry_After="0.01"),
     "408": status(408),
     "409": status(409),
@@ -84,9 +84,9 @@ PASSING: dict[str, Behaviour] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING.keys())
-def test_a_failure_that_passes_is_asked_again(failure: Behaviour, server: JudgeServer, tmp_path: Path) -> None:
-    """Once, and the reply that comes is kept once."""
+@pytest.mark.parametrize("failure", TEMPORARY_FAILURES.values(), ids=TEMPORARY_FAILURES.keys())
+def test_judge_pairs_retries_a_temporary_failure(failure: Behaviour, server: JudgeServer, tmp_path: Path) -> None:
+    """The question is sent once more, and its reply is stored once."""
     server.script = [failure]
     chosen = judge_of(server, timeout=0.2, max_retries=1)
     assert judge_pairs(PAIRS[:1], chosen, tmp_path / "c.jsonl", silent)[0].verdicts == ("answer", "opponent")
@@ -95,11 +95,9 @@ def test_a_failure_that_passes_is_asked_again(failure: Behaviour, server: JudgeS
     assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING.keys())
-def test_a_failure_that_stays_is_asked_again_so_often_and_no_more(
-    failure: Behaviour, server: JudgeServer, tmp_path: Path
-) -> None:
-    """`max_retries` times, whatever the failure is."""
+@pytest.mark.parametrize("failure", TEMPORARY_FAILURES.values(), ids=TEMPORARY_FAILURES.keys())
+def test_judge_pairs_at_most_max_retries(failure: Behaviour, server: JudgeServer, tmp_path: Path) -> None:
+    """Any failure is retried `max_retries` times."""
     server.always = failure
     with pytest.raises(JudgeError, match=r"; 0 of 4 questions are answered and kept in") as caught:
         judge_pairs(PAIRS, judge_of(server, timeout=0.1, max_retries=2), tmp_path / "c.jsonl", silent)
@@ -109,8 +107,8 @@ def test_a_failure_that_stays_is_asked_again_so_often_and_no_more(
     assert isinstance(caught.value, NeftError)
 
 
-def test_the_server_is_quoted(server: JudgeServer, tmp_path: Path) -> None:
-    """What it said, in one line, cut where it is long."""
+def test_judge_pairs_error_quotes_the_server(server: JudgeServer, tmp_path: Path) -> None:
+    """The error quotes the reply in one line, shortened."""
     for behaviour, quote in [
         (status(500, "out of\n  memory"), "500: out of memory"),
         (status(400, "context too long"), "400: context too long"),
@@ -128,31 +126,31 @@ def test_the_server_is_quoted(server: JudgeServer, tmp_path: Path) -> None:
         assert quote in caught.value.problems[0].got
 
 
-def test_no_server_is_said(tmp_path: Path) -> None:
+def test_judge_pairs_no_server(tmp_path: Path) -> None:
     with judge_server() as server:
         gone = judge_of(server, max_retries=1)
     with pytest.raises(JudgeError, match=r"Connection refused"):
         judge_pairs(PAIRS, gone, tmp_path / "c.jsonl", silent)
 
 
-def test_retry_after_is_heeded(server: JudgeServer, tmp_path: Path) -> None:
-    """The server's own seconds, in place of a backoff that would be over in a hundredth of them."""
+def test_judge_pairs_obeys_retry_after(server: JudgeServer, tmp_path: Path) -> None:
+    """The server's seconds replace the backoff, which would be far shorter."""
     server.script = [status(429, Retry_After="0.3")]
     start = time.monotonic()
     judge_pairs(PAIRS[:1], judge_of(server), tmp_path / "c.jsonl", silent)
     assert time.monotonic() - start > 0.3
 
 
-def test_retry_after_of_hours_is_not_waited_for(server: JudgeServer, tmp_path: Path) -> None:
-    """The longest is two minutes (docs/evaluation.md)."""
+def test_judge_pairs_ignores_a_long_retry_after(server: JudgeServer, tmp_path: Path) -> None:
+    """At most two minutes are accepted (docs/evaluation.md)."""
     server.always = status(429, Retry_After="121")
     with pytest.raises(JudgeError, match="429"):
         judge_pairs(PAIRS[:1], judge_of(server, concurrency=1), tmp_path / "c.jsonl", silent)
     assert len(server.requests) == 1
 
 
-def test_waits_grow(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They double, less a quarter at most; also for a body that is no chat completion."""
+def test_judge_pairs_exponential_backoff(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Delays double, less up to a quarter; also if the body is no chat completion."""
     waited: list[float] = []
     monkeypatch.setattr("openai._base_client.time.sleep", waited.append)
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 1.0)
@@ -164,8 +162,8 @@ def test_waits_grow(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.Mon
         assert 0.75 * most <= seconds <= most
 
 
-def test_openais_newer_name_of_the_limit(server: JudgeServer, tmp_path: Path) -> None:
-    """Models that refuse max_tokens say what they want; they are asked so from then on, at no other 400."""
+def test_judge_pairs_max_completion_tokens(server: JudgeServer, tmp_path: Path) -> None:
+    """If a model rejects max_tokens and asks for max_completion_tokens, all later requests use that name."""
     server.script = [status(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")]
     judge_pairs(PAIRS, judge_of(server, max_tokens=9), tmp_path / "c.jsonl", silent)
     limits = [{name: value for name, value in request.body.items() if "tokens" in name} for request in server.requests]
@@ -176,12 +174,12 @@ def test_openais_newer_name_of_the_limit(server: JudgeServer, tmp_path: Path) ->
     assert len(server.requests) == 5 + 3  # max_tokens, the other name of it, and at once the other name
 
 
-# Failures that stay
+# Permanent failures
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_what_is_answered_before_a_failure_is_kept(concurrency: int, server: JudgeServer, tmp_path: Path) -> None:
-    """The same call goes on from there: each question is answered once, and the verdicts are those of one go."""
+def test_judge_pairs_keeps_replies_before_a_failure(concurrency: int, server: JudgeServer, tmp_path: Path) -> None:
+    """The same call resumes: each question is answered once, and the verdicts are those of an uninterrupted call."""
     pairs = [AnswerPair(f"question {number}", "a", "b") for number in range(10)]
     chosen = judge_of(server, concurrency=concurrency, max_retries=0)
     server.judge = hashed_verdict
@@ -201,10 +199,8 @@ def test_what_is_answered_before_a_failure_is_kept(concurrency: int, server: Jud
 
 
 @pytest.mark.parametrize("code", [400, 413, 422])
-def test_a_question_that_is_refused_alone_does_not_end_the_others(
-    code: int, server: JudgeServer, tmp_path: Path
-) -> None:
-    """Too long, say, or moderated: its pair has no score, the others have theirs, and it is asked again next time."""
+def test_judge_pairs_one_rejected_question(code: int, server: JudgeServer, tmp_path: Path) -> None:
+    """A question that is too long or moderated has no score; the others have one, and it is sent again next time."""
     pairs = [AnswerPair("fine", "a", "b"), AnswerPair("forbidden", "a", "b"), AnswerPair("fine, too", "a", "b")]
 
     def moderate(exchange: Exchange) -> None:
@@ -214,21 +210,21 @@ def test_a_question_that_is_refused_alone_does_not_end_the_others(
             exchange.reply("A")
 
     server.always = moderate
-    told: list[tuple[int, int]] = []
-    found = judge_pairs(pairs, judge_of(server), tmp_path / "c.jsonl", lambda *numbers: told.append(numbers))
-    assert [one.score for one in found] == [0.5, None, 0.5]
+    progress: list[tuple[int, int]] = []
+    found = judge_pairs(pairs, judge_of(server), tmp_path / "c.jsonl", lambda *numbers: progress.append(numbers))
+    assert [pair.score for pair in found] == [0.5, None, 0.5]
     assert found[1].verdicts == ("unparsed", "unparsed")
-    assert told[-1] == (6, 6)
+    assert progress[-1] == (6, 6)
     asked = len(server.requests)
     assert judge_pairs(pairs, judge_of(server), tmp_path / "c.jsonl", silent) == found
     assert len(server.requests) == asked + 2
 
 
-def test_a_failure_waits_a_little_for_what_is_under_way(
+def test_judge_pairs_waits_for_pending_replies(
     server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reply that is on its way is paid for and kept; one that does not come holds nobody up."""
-    monkeypatch.setattr("neftcli.evaluation.judge._GRACE", 0.8)
+    """A pending reply is paid for, so it is awaited and stored, but not for longer than the grace period."""
+    monkeypatch.setattr("neftcli.evaluation.judge.GRACE_SECONDS", 0.8)
 
     def slow(exchange: Exchange) -> None:
         time.sleep(0.2)
@@ -244,7 +240,7 @@ def test_a_failure_waits_a_little_for_what_is_under_way(
 
 
 @pytest.mark.parametrize(
-    ("code", "key", "violated", "remedy"),
+    ("code", "key", "message", "hint"),
     [
         (401, KEY, "rejects the key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY, then run the same command again"),
         (403, KEY, "rejects the key in OPENAI_API_KEY", "export OPENAI_API_KEY=KEY, then run the same command again"),
@@ -253,24 +249,24 @@ def test_a_failure_waits_a_little_for_what_is_under_way(
         (400, "", "rejects the question; 0 of 4", "fix the cause, then run the same command again"),
     ],
 )
-def test_a_wrong_key_or_name_fails_at_once(
+def test_judge_pairs_wrong_key_or_model(
     code: int,
     key: str,
-    violated: str,
-    remedy: str,
+    message: str,
+    hint: str,
     server: JudgeServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """None is asked again; the message says what to type."""
+    """Nothing is retried; the hint says what to type."""
     monkeypatch.setenv("OPENAI_API_KEY", key)
     server.always = status(code, "go away")
     with pytest.raises(JudgeError) as caught:
         judge_pairs(PAIRS, judge_of(server, max_retries=5), tmp_path / "c.jsonl", silent)
     [problem] = caught.value.problems
-    assert violated in problem.message
+    assert message in problem.message
     assert problem.got == f"{code}: go away"
-    assert remedy in problem.hint
+    assert hint in problem.hint
     assert len(server.requests) == (4 if code == 400 else 1)  # a 400 may be of one question alone
 
 
@@ -280,7 +276,7 @@ import sys
 from pathlib import Path
 from neftcli.evaluation.judge import AnswerPair, judge_pairs
 from neftcli.recipe.schema import Judge
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this was started behind an &
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if this was started with &
 assert "openai" not in sys.modules
 pairs = [AnswerPair(f"question {number}", "a", "b") for number in range(50)]
 judge_pairs(pairs, Judge(base_url=sys.argv[1], model="m", concurrency=4), Path(sys.argv[2]), lambda done, total: None)
@@ -289,10 +285,8 @@ judge_pairs(pairs, Judge(base_url=sys.argv[1], model="m", concurrency=4), Path(s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", [stuck, status(429, Retry_After="60")], ids=["no reply", "told to wait"])
-def test_ctrl_c_stops_at_once_and_keeps_what_is_answered(
-    failure: Behaviour, server: JudgeServer, tmp_path: Path
-) -> None:
-    """Though every thread waits for the server or to ask again; nothing is printed but Python's own word."""
+def test_judge_pairs_ctrl_c(failure: Behaviour, server: JudgeServer, tmp_path: Path) -> None:
+    """Even if every thread waits for the server or for a retry; only Python's own traceback is printed."""
     cache = tmp_path / "c.jsonl"
     server.script = [says("A")] * 5
     server.always = failure
@@ -309,16 +303,16 @@ def test_ctrl_c_stops_at_once_and_keeps_what_is_answered(
     time.sleep(0.2)
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, output = process.communicate(timeout=30)
     assert time.monotonic() - start < 5
     assert process.returncode == -signal.SIGINT
-    assert said.rstrip().endswith("KeyboardInterrupt")
-    assert "DEBUG" not in said
+    assert output.rstrip().endswith("KeyboardInterrupt")
+    assert "DEBUG" not in output
     assert len(cache.read_text().splitlines()) == 5
     assert len(server.requests) == 9
 
 
-# Servers that take too long, send too much, or send elsewhere
+# Servers that take too long, send too much, or redirect
 
 ENDLESS: dict[str, tuple[Behaviour, str]] = {
     "a body that drips": (drips, "no reply within 0.5 seconds (evaluation.judge.timeout)"),
@@ -331,9 +325,9 @@ ENDLESS: dict[str, tuple[Behaviour, str]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ENDLESS)
-def test_a_request_ends_in_time_and_memory(case: str, server: JudgeServer, tmp_path: Path) -> None:
-    """Whatever the server sends; the threads of abandoned requests end, too."""
-    server.always, said = ENDLESS[case]
+def test_judge_pairs_endless_reply(case: str, server: JudgeServer, tmp_path: Path) -> None:
+    """A request ends within its time and memory limits, and so do the threads of abandoned requests."""
+    server.always, got = ENDLESS[case]
     before = {thread.name for thread in threading.enumerate()}
     timeout = 30.0 if case in ("a body without end", "a gzip bomb") else 0.5
     tracemalloc.start()
@@ -343,16 +337,18 @@ def test_a_request_ends_in_time_and_memory(case: str, server: JudgeServer, tmp_p
     assert time.monotonic() - start < (60 if timeout > 1 else 2 * timeout + 3)
     assert tracemalloc.get_traced_memory()[1] < 12 * MAX_REPLY_BYTES
     tracemalloc.stop()
-    assert said in caught.value.problems[0].got
+    assert got in caught.value.problems[0].got
     assert len(server.requests) == 2
     assert server.sent < 4 * MAX_REPLY_BYTES + 2**25  # what the sockets hold, too
     deadline = time.monotonic() + 10
-    while clients := [one for one in threading.enumerate() if one.name not in before and "(run)" in one.name]:
+    while clients := [
+        thread for thread in threading.enumerate() if thread.name not in before and "(run)" in thread.name
+    ]:
         assert time.monotonic() < deadline, clients
         time.sleep(0.05)
 
 
-def test_a_slow_reply_in_time_is_taken(server: JudgeServer, tmp_path: Path) -> None:
+def test_judge_pairs_slow_reply_within_the_timeout(server: JudgeServer, tmp_path: Path) -> None:
     def slow(exchange: Exchange) -> None:
         content = completion("A").encode()
         exchange.handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content))
@@ -365,10 +361,8 @@ def test_a_slow_reply_in_time_is_taken(server: JudgeServer, tmp_path: Path) -> N
     assert len(server.requests) == 2
 
 
-def test_a_slow_look_up_of_an_address_ends_in_time(
-    server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And once the address is known, nothing is sent any more."""
+def test_judge_pairs_slow_dns_lookup(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request ends in time, and nothing is sent once the address is known."""
     look_up, known = socket.getaddrinfo, threading.Event()
 
     def slow(*arguments: Any, **options: Any) -> Any:
@@ -386,7 +380,7 @@ def test_a_slow_look_up_of_an_address_ends_in_time(
 
 
 @pytest.mark.parametrize("status", [307, 308])
-def test_a_redirect_to_the_same_server_is_followed(status: int, server: JudgeServer, tmp_path: Path) -> None:
+def test_judge_pairs_follows_a_redirect_to_the_same_server(status: int, server: JudgeServer, tmp_path: Path) -> None:
     server.script = [redirects("/v2/chat/completions", status), redirects(f"{server.url}/other", status)]
     chosen = judge_of(server, concurrency=1)
     assert judge_pairs(PAIRS[:1], chosen, tmp_path / "c", silent)[0].verdicts == ("answer", "opponent")
@@ -399,10 +393,10 @@ def test_a_redirect_to_the_same_server_is_followed(status: int, server: JudgeSer
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("place", ["port", "host", "scheme"])
-def test_a_redirect_to_a_different_server_is_refused(
+def test_judge_pairs_rejects_a_redirect_to_a_different_server(
     place: str, status: int, server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once, with both named; the other one is sent nothing."""
+    """The error names both servers; nothing is sent to the other one."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with judge_server() as other:
         port = server.url.rpartition(":")[2]
@@ -420,14 +414,14 @@ def test_a_redirect_to_a_different_server_is_refused(
 # Secrets
 
 
-def everything_below(folder: Path) -> str:
-    """All bytes of all files, and their names."""
+def read_all_files(folder: Path) -> str:
+    """Return the names and contents of all files below a folder."""
     return "\n".join(str(file) + file.read_bytes().decode("latin-1") for file in folder.rglob("*") if file.is_file())
 
 
 @pytest.fixture
 def run_log(tmp_path: Path) -> Iterator[None]:
-    """The run's log, as wide open as it gets."""
+    """Write the run's log at level DEBUG."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.DEBUG)
@@ -441,7 +435,7 @@ def run_log(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("run_log")
 @pytest.mark.parametrize("behaviour", ["401", "reply", "html", "masked", "wait"])
 @pytest.mark.parametrize("place", ["variable", "address"])
-def test_no_secret_gets_out(
+def test_judge_pairs_leaks_no_secret(
     behaviour: str,
     place: str,
     server: JudgeServer,
@@ -449,7 +443,7 @@ def test_no_secret_gets_out(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Neither the key nor a password in the address: not in a file, the log, a message, its context or the output."""
+    """Neither the key nor a password in the address is in a file, the log, a message, its context or the output."""
     password = "Pass/w0rd-of-mine"  # noqa: S105
     basic = base64.b64encode(f"somebody:{password}".encode()).decode()
     url = server.url
@@ -465,33 +459,35 @@ def test_no_secret_gets_out(
         "wait": status(429, f"too many for {KEY} {basic}", Retry_After="0.01"),
     }
     server.always = echo[behaviour]
-    said = ""
+    error = ""
     with pytest.raises(JudgeError) if behaviour != "reply" else nullcontext() as caught:
         judge_pairs(PAIRS, judge_of(server, base_url=url, max_retries=1), tmp_path / "c.jsonl", silent)
     if caught is not None:
         assert caught.value.__cause__ is None
         assert caught.value.__context__ is None
-        said = str(caught.value) + "".join(traceback.format_exception(caught.value))
+        error = str(caught.value) + "".join(traceback.format_exception(caught.value))
     sent = {request.headers["authorization"] for request in server.requests}
     assert sent == ({f"Bearer {KEY}"} if place == "variable" else {f"Basic {basic}"})
     output = capfd.readouterr()
-    everywhere = everything_below(tmp_path) + said + output.out + output.err
+    everywhere = read_all_files(tmp_path) + error + output.out + output.err
     secrets = [KEY, "sk-proj", "fXYZ"] if place == "variable" else [basic, password, "Pass%2F", "somebody"]
     assert [secret for secret in secrets if secret in everywhere] == []
 
 
 @pytest.mark.parametrize("key", ["none", "EMPTY", "A", "B", "TIE"])
-def test_a_key_that_is_no_secret_spoils_no_verdict(
+def test_judge_pairs_key_that_is_a_common_word(
     key: str, server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Local servers are given any word as a key."""
+    """Any word may be the key of a local server; verdicts that contain it are still read."""
     monkeypatch.setenv("OPENAI_API_KEY", key)
     server.judge = prefers_longer
     assert judge_pairs(PAIRS, judge_of(server), tmp_path / "c.jsonl", silent)[0].score == 0.0
 
 
-def test_the_environment_changes_nothing(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the key is read; the others are there again afterwards."""
+def test_judge_pairs_ignores_openai_variables(
+    server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the key is used; the other variables are unchanged afterwards."""
     others = {
         "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
         "OPENAI_ORG_ID": "an-organisation",
@@ -525,6 +521,6 @@ def test_the_environment_changes_nothing(server: JudgeServer, tmp_path: Path, mo
         ("http://user:p@ss@host", "http://host"),
     ],
 )
-def test_an_address_is_shown_without_credentials(url: str, shown: str) -> None:
-    """Also one that can't be used."""
+def test_strip_credentials(url: str, shown: str) -> None:
+    """Even if the address can't be used."""
     assert strip_credentials(url) == shown

@@ -1,4 +1,4 @@
-"""From results to the table.
+"""Comparison of models: from results to the table.
 
 Oracles: sums by hand, `neftcli.statistics` on the same numbers, families counted here.
 """
@@ -32,7 +32,7 @@ WORDS = ("blue", "green", "red", "sky", "sea", "sun", "wind", "rain", "snow", "l
 
 
 def results(role: str, seed: int, shift: float = 0.0) -> ModelResults:
-    """A model's made-up results; every fourth example has no answer to score."""
+    """Draw a model's results; every fourth example has no answer to score."""
     generator = np.random.default_rng(seed)
     scored = [place % 4 != 3 for place in range(N)]
     tokens = [3 + place % 5 for place in range(N)]
@@ -58,16 +58,16 @@ RUN, BASELINE, BASE = results("run", 0), results("baseline", 1, 0.4), results("b
 
 
 def row(rows: tuple[MetricRow, ...], metric: str) -> MetricRow:
-    [found] = [one for one in rows if one.metric == metric]
+    [found] = [row for row in rows if row.metric == metric]
     return found
 
 
-def one(comparisons: tuple[Comparison, ...], metric: str, against: str) -> Comparison:
+def find_comparison(comparisons: tuple[Comparison, ...], metric: str, against: str) -> Comparison:
     [found] = [each for each in comparisons if (each.metric, each.against) == (metric, against)]
     return found
 
 
-def test_the_loss_is_weighted_by_tokens_and_paired_by_example() -> None:
+def test_compare_models_loss_weighted_by_tokens() -> None:
     rows, comparisons = compare_models([RUN, BASELINE], None, PROMPTS)
     ours, theirs = ([loss for loss in side.losses if loss] for side in (RUN, BASELINE))
     tokens = [loss.tokens for loss in ours]
@@ -76,7 +76,7 @@ def test_the_loss_is_weighted_by_tokens_and_paired_by_example() -> None:
     assert shown is not None
     assert shown.value == pytest.approx(sum(nats[0]) / sum(tokens))
     assert shown.n == len(ours) == 30
-    found = one(comparisons, "held_out_loss", "baseline")
+    found = find_comparison(comparisons, "held_out_loss", "baseline")
     asked = sum(each.detectable is not None for each in comparisons if row(rows, each.metric).direction != "none")
     expected = paired_difference(nats[1], nats[0], tokens, comparisons=asked)
     assert (found.difference, found.low, found.high, found.p, found.detectable) == (
@@ -86,10 +86,10 @@ def test_the_loss_is_weighted_by_tokens_and_paired_by_example() -> None:
         expected.p,
         expected.detectable,
     )
-    assert found.verdict == "lower"  # than another run: not better, for all that one run each can show
+    assert found.verdict == "lower"  # compared with a run: one run each can't show that it is better
 
 
-def test_perplexity_is_that_of_the_loss_and_not_tested_twice() -> None:
+def test_compare_models_perplexity_is_not_tested() -> None:
     rows, comparisons = compare_models([RUN, BASELINE], None, PROMPTS)
     loss, perplexity = row(rows, "held_out_loss").values[1], row(rows, "perplexity").values[1]
     assert loss is not None
@@ -102,7 +102,7 @@ def test_perplexity_is_that_of_the_loss_and_not_tested_twice() -> None:
     assert "perplexity" not in {each.metric for each in comparisons}
 
 
-def test_compare_corrects_rated_and_describing_metrics_apart() -> None:
+def test_compare_models_two_families_of_corrections() -> None:
     rows, comparisons = compare_models([RUN, BASELINE, BASE], None, PROMPTS)
     describes = {each.metric for each in rows if each.direction == "none"}
     for kind in (True, False):
@@ -113,20 +113,20 @@ def test_compare_corrects_rated_and_describing_metrics_apart() -> None:
         assert [each.p_adjusted for each in family] == holm_adjust(p_values, smallest)
 
 
-def test_compare_calls_only_models_better_or_worse_and_runs_lower_or_higher() -> None:
+def test_compare_models_words_for_models_and_runs() -> None:
     rows, comparisons = compare_models([RUN, BASELINE, BASE], None, PROMPTS)
     describes = {each.metric for each in rows if each.direction == "none"}
     for each in comparisons:
         rated = each.against == "base" and each.metric not in describes
         assert each.verdict in {"not_significant", *(("better", "worse") if rated else ("lower", "higher"))}
-    assert one(comparisons, "held_out_loss", "base").verdict == "better"
+    assert find_comparison(comparisons, "held_out_loss", "base").verdict == "better"
     model = replace(BASELINE, target=SimpleNamespace(role="baseline", run=None))  # type: ignore[arg-type]
     _, with_model = compare_models([RUN, model], None, PROMPTS)
-    assert one(with_model, "held_out_loss", "baseline").verdict == "better"
+    assert find_comparison(with_model, "held_out_loss", "baseline").verdict == "better"
 
 
-def test_compare_sums_rows_of_one_prompt_and_counts_prompts() -> None:
-    """Three rows a prompt: n is the prompts, and interval and p are those of `paired_difference` with them."""
+def test_compare_models_rows_of_one_prompt() -> None:
+    """With three rows per prompt, n is the number of prompts, and interval and p are those of `paired_difference`."""
     prompts = [f"prompt {row // 3}" for row in range(N)]
     rows, comparisons = compare_models([RUN, BASELINE], None, prompts)
     loss = [[each and each.negative_log_likelihood for each in side.losses] for side in (BASELINE, RUN)]
@@ -135,7 +135,7 @@ def test_compare_sums_rows_of_one_prompt_and_counts_prompts() -> None:
     expected = paired_difference(
         *([side[row] for row in kept] for side in loss), tokens, prompts=[prompts[row] for row in kept]
     )
-    found = one(comparisons, "held_out_loss", "baseline")
+    found = find_comparison(comparisons, "held_out_loss", "baseline")
     assert found.n == expected.n == 13
     assert (found.difference, found.low, found.high, found.p) == (
         expected.value,
@@ -152,22 +152,22 @@ def test_compare_sums_rows_of_one_prompt_and_counts_prompts() -> None:
     assert shown.low != apart.low
 
 
-def test_lower_overlap_with_references_is_no_regression() -> None:
-    """Answers that share nothing with the references: lower, and never worse."""
+def test_compare_models_lower_overlap_is_not_worse() -> None:
+    """Answers that share nothing with the references are lower, never worse."""
     empty = replace(RUN, metrics=tuple(replace(each, rouge_l=each.rouge_l and 0.0) for each in RUN.metrics))
     full = replace(BASELINE, metrics=tuple(replace(each, rouge_l=1.0) for each in BASELINE.metrics))
     _, comparisons = compare_models([empty, full], None, PROMPTS)
-    assert one(comparisons, "rouge_l", "baseline").verdict == "lower"
+    assert find_comparison(comparisons, "rouge_l", "baseline").verdict == "lower"
 
 
-def test_compare_finds_nothing_between_equal_results() -> None:
+def test_compare_models_equal_results() -> None:
     _, comparisons = compare_models([RUN, replace(RUN, target=BASELINE.target)], None, PROMPTS)
     assert {each.verdict for each in comparisons} == {"not_significant"}
     assert {each.difference for each in comparisons} == {0.0}
 
 
-def test_losses_of_other_tokens_are_not_compared() -> None:
-    """Also where only the labels differ."""
+def test_compare_models_losses_of_different_tokens() -> None:
+    """Even if only the labels differ."""
     other = replace(BASELINE, rows=tuple(each and replace(each, labels=each.input_ids) for each in BASELINE.rows))
     assert have_same_tokens(RUN, BASELINE)
     assert not have_same_tokens(RUN, other)
@@ -176,38 +176,38 @@ def test_losses_of_other_tokens_are_not_compared() -> None:
     assert row(rows, "held_out_loss").values[1] is not None
 
 
-def test_without_answers_there_are_only_losses() -> None:
+def test_compare_models_without_answers() -> None:
     bare = [replace(side, answers=(), metrics=()) for side in (RUN, BASELINE)]
     rows, _ = compare_models(bare, None, PROMPTS)
     assert [each.metric for each in rows] == ["held_out_loss", "perplexity", "token_accuracy"]
 
 
-def test_examples_without_a_value_on_either_side_are_left_out_of_both() -> None:
-    """Repetition needs two words: a one-word answer has none, and its pair does not count."""
+def test_compare_models_skips_pairs_without_a_value() -> None:
+    """Repetition needs two words, so a pair with a one-word answer doesn't count."""
     _, comparisons = compare_models([RUN, BASELINE], None, PROMPTS)
     both = sum(
         ours.repetition_2 is not None and theirs.repetition_2 is not None
         for ours, theirs in zip(RUN.metrics, BASELINE.metrics, strict=True)
     )
     assert 0 < both < N
-    assert one(comparisons, "repetition_2", "baseline").n == both
+    assert find_comparison(comparisons, "repetition_2", "baseline").n == both
 
 
 @pytest.mark.parametrize(("rows", "n"), [(1, 1), (6, 5), (8, 6)])
-def test_too_few_examples_have_a_difference_and_no_verdict(rows: int, n: int) -> None:
+def test_compare_models_too_few_examples(rows: int, n: int) -> None:
     """Five pairs can't give a p below 2 / 2^5."""
     few = [
         replace(side, rows=side.rows[:rows], losses=side.losses[:rows], answers=(), metrics=()) for side in (RUN, BASE)
     ]
     _, comparisons = compare_models(few, None, PROMPTS[:rows])
-    found = one(comparisons, "held_out_loss", "base")
+    found = find_comparison(comparisons, "held_out_loss", "base")
     assert found.n == n
     assert (found.p is None, found.p_adjusted is None, found.verdict == "not_tested") == (n < 6,) * 3
     assert found.difference < 0
 
 
-def test_what_can_not_be_decided_makes_no_other_correction_stricter() -> None:
-    """Four short references more: the p values of the rest stay."""
+def test_compare_models_untestable_metrics_are_not_corrected_for() -> None:
+    """Four more short references leave the p-values of the other metrics unchanged."""
 
     def with_short_references(count: int) -> list[ModelResults]:
         return [
@@ -221,11 +221,11 @@ def test_what_can_not_be_decided_makes_no_other_correction_stricter() -> None:
         ]
 
     none, few = (compare_models(with_short_references(count), None, PROMPTS)[1] for count in (0, 4))
-    assert one(few, "exact_match", "baseline").p_adjusted is None
+    assert find_comparison(few, "exact_match", "baseline").p_adjusted is None
     assert [each for each in few if each.metric != "exact_match"] == list(none)
 
 
-def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() -> None:
+def test_compare_models_win_rates() -> None:
     scores = tuple([1.0] * 20 + [0.5] * 6 + [0.0] * 10 + [None] * 4)
     matched = tuple(place % 2 == 0 for place in range(N))
     lengths = tuple(7 * place % 13 - 4 for place in range(N))
@@ -234,14 +234,14 @@ def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() 
     shown = row(rows, "win_rate").values
     assert shown[0] is not None
     assert (shown[0].value, shown[0].n, shown[1:]) == (pytest.approx(23 / 36), 36, (None, None))
-    found = one(comparisons, "win_rate", "baseline")
+    found = find_comparison(comparisons, "win_rate", "baseline")
     assert found.difference == pytest.approx(23 / 36 - 0.5)
     assert [shown[0].low, shown[0].high] == [0.5 + (found.low or 0), 0.5 + (found.high or 0)]
     half = [score for score, like in zip(scores, matched, strict=True) if like and score is not None]
-    like_length = one(comparisons, "win_rate_matched", "baseline")
+    like_length = find_comparison(comparisons, "win_rate_matched", "baseline")
     assert (like_length.n, like_length.difference) == (18, pytest.approx(float(np.mean(half)) - 0.5))
     expected = estimate_win_rate(scores[:36], lengths[:36])
-    controlled = one(comparisons, "win_rate_length_controlled", "baseline")
+    controlled = find_comparison(comparisons, "win_rate_length_controlled", "baseline")
     assert expected is not None
     assert (controlled.difference, controlled.low, controlled.p) == (expected.value, expected.low, expected.p)
     for each in (found, like_length):  # the same pairs, counted in other ways: described, and never tested
@@ -255,7 +255,7 @@ def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() 
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "lengths", "told"),
+    ("verdicts", "lengths", "expected"),
     [
         ((("answer", "answer"),) * 3, (1, 2, 3), []),
         ((("answer", "opponent"), *(("answer", "answer"),) * 2), (1, 2, 3), ["depended on the order in 1 of 3 pairs"]),
@@ -263,13 +263,11 @@ def test_compare_win_rates_over_all_pairs_of_like_length_and_at_equal_lengths() 
         ((("answer", "answer"),) * 3, (0, 0, 0), []),
     ],
 )
-def test_judged_remarks_are_only_those_with_something_to_count(
-    verdicts: tuple[tuple[str, str], ...], lengths: tuple[int, ...], told: list[str]
-) -> None:
+def test_judge_remarks(verdicts: tuple[tuple[str, str], ...], lengths: tuple[int, ...], expected: list[str]) -> None:
     scores = tuple(1.0 if first == second else 0.5 for first, second in verdicts)
     found = list(judge_remarks(JudgeScores("base", scores, (True,) * 3, lengths, verdicts)))
-    assert len(found) == len(told)
-    assert all(part in line for part, line in zip(told, found, strict=True))
+    assert len(found) == len(expected)
+    assert all(part in line for part, line in zip(expected, found, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +279,7 @@ def test_win_rate_bounds(scores: tuple[float | None, ...], bounds: tuple[float, 
     assert win_rate_bounds(JudgeScores("base", scores, (True,) * n, (0,) * n, (("tie", "tie"),) * n)) == bounds
 
 
-def test_tasks_are_paired_by_document_and_only_if_they_are_the_same() -> None:
+def test_compare_models_tasks_are_paired_by_document() -> None:
     hits = [tuple(float(value) for value in np.random.default_rng(seed).integers(0, 2, 30)) for seed in range(2)]
     tasks = [TaskResult("arc", "acc", sum(each) / 30, True, each, "same") for each in hits]
     both = [replace(side, tasks=(task,)) for side, task in zip((RUN, BASELINE), tasks, strict=True)]
@@ -290,12 +288,12 @@ def test_tasks_are_paired_by_document_and_only_if_they_are_the_same() -> None:
     expected = bootstrap_estimate(hits[0])
     assert shown is not None
     assert (shown.value, shown.low, shown.high) == (expected.value, expected.low, expected.high)
-    assert one(comparisons, "arc/acc", "baseline").n == 30
+    assert find_comparison(comparisons, "arc/acc", "baseline").n == 30
     both[1] = replace(both[1], tasks=(replace(tasks[1], documents="other"),))
     assert "arc/acc" not in {each.metric for each in compare_models(both, None, PROMPTS)[1]}
 
 
-def test_a_task_without_values_per_document_is_shown_and_not_compared() -> None:
+def test_compare_models_task_without_values_per_document() -> None:
     task = TaskResult("perplexing", "word_perplexity", 12.5, False, (), "same")
     rows, comparisons = compare_models([replace(side, tasks=(task,)) for side in (RUN, BASELINE)], None, PROMPTS)
     shown = row(rows, "perplexing/word_perplexity").values[0]

@@ -27,7 +27,7 @@ PENALISED = Generation(max_new_tokens=LENGTH, repetition_penalty=1.5)
 
 
 def answers_to(model: Any, tokenizer: Any, prompts: list[str], *arguments: Any, **keywords: Any) -> list[Answer]:
-    """`generate_answers` of prompts as text."""
+    """Return the result of `generate_answers` for prompts as text."""
     return generate_answers(model, chat_of(tokenizer), ids_of(tokenizer, prompts), *arguments, **keywords)
 
 
@@ -40,17 +40,17 @@ def ids_of(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> list[list[
 
 
 def texts(*arguments: Any, **keywords: Any) -> list[str]:
-    """The texts of `answers_to`."""
+    """Return the texts of `answers_to`."""
     return [answer.text for answer in answers_to(*arguments, **keywords)]
 
 
 def model_of(family: Family) -> Any:
-    """A tiny model with an output of its own: tied ones repeat a single token, whatever they are asked."""
+    """Return a tiny model with untied weights; with tied ones it repeats a single token for any prompt."""
     return tiny_model(family, tie_word_embeddings=False)
 
 
 def continuation(model: Any, tokenizer: PreTrainedTokenizerFast, prompt: str, generation: Generation) -> list[int]:
-    """The likeliest tokens behind a prompt, without the stop token that ends them."""
+    """Return the likeliest tokens after a prompt, without the stop token that ends them."""
     model = model.eval()
     ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     start = len(ids)
@@ -73,7 +73,7 @@ def by_hand(model: Any, tokenizer: PreTrainedTokenizerFast, prompt: str, generat
 
 
 def stopping_at(token: int, pads: bool) -> PreTrainedTokenizerFast:
-    """The tiny tokenizer with another end-of-text token, which pads, too, or does not."""
+    """Return the tiny tokenizer with a different end-of-text token, which may also be the pad token."""
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token)
     if pads:
@@ -84,8 +84,8 @@ def stopping_at(token: int, pads: bool) -> PreTrainedTokenizerFast:
 @pytest.mark.slow
 @pytest.mark.parametrize("generation", [GREEDY, PENALISED], ids=["greedy", "penalised"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_of_a_batch_are_those_of_one_token_at_a_time(family: Family, generation: Generation) -> None:
-    """Padding on the left, the cache and the neighbours change no answer, with the repetition penalty or without."""
+def test_generate_answers_one_token_at_a_time(family: Family, generation: Generation) -> None:
+    """Left padding, the cache and other rows change no answer, with or without the repetition penalty."""
     model, tokenizer = model_of(family), tiny_tokenizer()
     expected = [by_hand(model, tokenizer, prompt, generation) for prompt in PROMPTS]
     assert texts(model, tokenizer, PROMPTS, generation) == expected
@@ -93,16 +93,16 @@ def test_answers_of_a_batch_are_those_of_one_token_at_a_time(family: Family, gen
     assert all(expected)
 
 
-def test_the_penalty_changes_answers() -> None:
-    """Against a penalty that is read and then forgotten: it is part of the oracle above."""
+def test_generate_answers_repetition_penalty() -> None:
+    """The penalty, which is part of the oracle above, has an effect."""
     model, tokenizer = tiny_model("opt"), tiny_tokenizer()
-    greedy, penalised = (texts(model, tokenizer, PROMPTS, one) for one in (GREEDY, PENALISED))
+    greedy, penalised = (texts(model, tokenizer, PROMPTS, generation) for generation in (GREEDY, PENALISED))
     assert greedy != penalised
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pads_are_not_penalised_as_if_the_prompt_held_them(family: Family) -> None:
-    """Where pad and stop token are one, a short prompt in a batch stops where it does alone."""
+def test_generate_answers_does_not_penalise_padding(family: Family) -> None:
+    """If the pad token is the stop token, a short prompt stops at the same token in a batch as alone."""
     model = model_of(family)
     first = continuation(model, tiny_tokenizer(), PROMPTS[0], PENALISED)[0]
     tokenizer = stopping_at(first, pads=True)
@@ -116,8 +116,8 @@ def test_pads_are_not_penalised_as_if_the_prompt_held_them(family: Family) -> No
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_stop_token_ends_an_answer_and_is_no_part_of_it(family: Family) -> None:
-    """One answer of a batch ends early; the others go on, and it stays as it was."""
+def test_generate_answers_stop_token(family: Family) -> None:
+    """An answer that ends early in a batch stays unchanged while the others continue."""
     model = model_of(family)
     tokens = continuation(model, tiny_tokenizer(), PROMPTS[1], PENALISED)
     stop = next(token for place, token in enumerate(tokens) if place > 2 and token not in tokens[:place])
@@ -129,8 +129,8 @@ def test_the_stop_token_ends_an_answer_and_is_no_part_of_it(family: Family) -> N
 
 
 @pytest.mark.parametrize("name", ["</s>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>"])
-def test_stop_tokens_of_chat_templates_end_an_answer(name: str) -> None:
-    """A model that writes x, y and then that token for ever has answered xy."""
+def test_generate_answers_stop_tokens_of_chat_templates(name: str) -> None:
+    """The answer of a model that writes x, y and then the stop token forever is xy."""
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": [name]} if name != "</s>" else {})
     wanted = [*tokenizer("xy")["input_ids"], tokenizer.convert_tokens_to_ids(name)]
@@ -146,8 +146,8 @@ def test_stop_tokens_of_chat_templates_end_an_answer(name: str) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 5])
-def test_answers_are_at_most_so_long(length: int) -> None:
-    """One token is one byte here; max_new_tokens bounds them."""
+def test_generate_answers_max_new_tokens(length: int) -> None:
+    """max_new_tokens limits the answers; a token is one byte here."""
     model, tokenizer = tiny_model("opt"), tiny_tokenizer()
     generation = Generation(max_new_tokens=length, repetition_penalty=1.0)
     answers = texts(model, tokenizer, PROMPTS, generation)
@@ -155,8 +155,8 @@ def test_answers_are_at_most_so_long(length: int) -> None:
     assert all(0 < len(answer) <= length for answer in answers)
 
 
-def test_tokens_are_counted_and_cut_answers_told_apart() -> None:
-    """Against the tokens written one at a time: the one that reaches its stop token is whole, the others are cut."""
+def test_generate_answers_counts_tokens_and_truncation() -> None:
+    """Only the answer that reaches its stop token is not truncated; counts are those of the plain loop."""
     model = model_of("llama")
     tokens = continuation(model, tiny_tokenizer(), PROMPTS[1], PENALISED)
     stop = next(token for place, token in enumerate(tokens) if place > 2 and token not in tokens[:place])
@@ -172,22 +172,24 @@ def test_tokens_are_counted_and_cut_answers_told_apart() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
-def test_batches_go_from_the_longest_prompt_and_change_no_answer(size: int) -> None:
-    """Places of like length together, every place once, whatever the size."""
+def test_iter_answers_longest_prompt_first(size: int) -> None:
+    """Prompts of similar length are batched together, each once, for any batch size."""
     model, tokenizer = model_of("llama"), tiny_tokenizer()
     prompts = [*PROMPTS, "abc", "a long prompt, longer than all the others", "xyz"]
     expected = [by_hand(model, tokenizer, prompt, GREEDY) for prompt in prompts]
-    came = list(iter_answers(model, chat_of(tokenizer), ids_of(tokenizer, prompts), replace(GREEDY, batch_size=size)))
-    places = [place for batch in came for place, _ in batch]
+    batches = list(
+        iter_answers(model, chat_of(tokenizer), ids_of(tokenizer, prompts), replace(GREEDY, batch_size=size))
+    )
+    places = [place for batch in batches for place, _ in batch]
     assert [len(prompts[place].encode()) for place in places] == sorted(
         (len(p.encode()) for p in prompts), reverse=True
     )
-    assert {place: answer.text for batch in came for place, answer in batch} == dict(enumerate(expected))
-    assert [len(batch) for batch in came[:-1]] == [size] * (len(came) - 1)
+    assert {place: answer.text for batch in batches for place, answer in batch} == dict(enumerate(expected))
+    assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
 
 
-def test_a_batch_whose_answers_are_known_is_not_computed_again() -> None:
-    """And the others are what they would have been, sampled ones, too: an interrupted evaluation goes on."""
+def test_iter_answers_skips_known_batches() -> None:
+    """The other answers are unchanged, even sampled ones, so an interrupted evaluation can resume."""
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     warm = Generation(max_new_tokens=LENGTH, do_sample=True, batch_size=1)
     whole = answers_to(model, tokenizer, PROMPTS, warm, seed=3)
@@ -195,28 +197,28 @@ def test_a_batch_whose_answers_are_known_is_not_computed_again() -> None:
     assert {place: answer for batch in rest for place, answer in batch} == {0: whole[0], 2: whole[2]}
 
 
-def test_a_batch_too_large_for_memory_is_halved_and_the_answers_stay() -> None:
-    """No batch of more than two rows fits: said once, and the smaller size stays."""
+def test_generate_answers_halves_the_batch_on_oom() -> None:
+    """If at most two rows fit, one notice is given and the smaller size is kept."""
     model, tokenizer = model_of("llama"), tiny_tokenizer()
     prompts = [*PROMPTS, "abc", "xyz"]
     expected = [by_hand(model, tokenizer, prompt, GREEDY) for prompt in prompts]
-    told: list[Any] = []
+    notices: list[Any] = []
 
     def scarce(module: torch.nn.Module, arguments: Any, keywords: Any) -> None:
         if keywords["input_ids"].shape[0] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with model.register_forward_pre_hook(scarce, with_kwargs=True):
-        answers = texts(model, tokenizer, prompts, GREEDY, observer=SimpleNamespace(notify=told.append))
+        answers = texts(model, tokenizer, prompts, GREEDY, observer=SimpleNamespace(notify=notices.append))
     assert answers == expected
-    assert [notice.message for notice in told] == ["out of memory with 5 rows per batch; batch size halved to 2"]
+    assert [notice.message for notice in notices] == ["out of memory with 5 rows per batch; batch size halved to 2"]
 
 
 # Settings
 
 
-def test_the_models_own_sampling_does_not_leak_in() -> None:
-    """Many chat models ship with do_sample on; what the recipe says holds."""
+def test_generate_answers_ignores_the_models_own_settings() -> None:
+    """Many chat models ship with do_sample on; only the recipe's settings apply."""
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     expected = texts(model, tokenizer, PROMPTS, GREEDY)
     model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, top_p=0.5, repetition_penalty=2.0)
@@ -232,8 +234,8 @@ def test_the_models_own_sampling_does_not_leak_in() -> None:
     assert model.generation_config is own
 
 
-def test_sampling_follows_the_seed_and_the_temperature() -> None:
-    """The same seed is the same answer, another seed another; next to no temperature is greedy."""
+def test_generate_answers_sampling() -> None:
+    """Answers depend on the seed; a temperature near 0 is greedy."""
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     warm = Generation(max_new_tokens=LENGTH, repetition_penalty=1.0, do_sample=True)
     answers = []
@@ -247,8 +249,8 @@ def test_sampling_follows_the_seed_and_the_temperature() -> None:
     assert texts(model, tokenizer, PROMPTS, cold) == texts(model, tokenizer, PROMPTS, GREEDY)
 
 
-def test_special_tokens_are_not_added_to_a_rendered_prompt() -> None:
-    """The template wrote the BOS, where the tokenizer writes one; its side of padding is left as it was."""
+def test_generate_answers_adds_no_special_tokens() -> None:
+    """The template already wrote the BOS; the tokenizer's padding side is unchanged."""
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     a, b, c = tokenizer("abc")["input_ids"]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -265,12 +267,12 @@ def test_special_tokens_are_not_added_to_a_rendered_prompt() -> None:
     assert tokenizer.padding_side == "right"
 
 
-# Without noise, and what is left behind
+# Noise, and state of the model
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_attached_noise_changes_nothing(training: bool) -> None:
-    """With NEFTune around it the answers are the same."""
+def test_generate_answers_with_attached_noise(training: bool) -> None:
+    """With NEFTune attached the answers are the same."""
     model, tokenizer = tiny_model("opt").train(training), tiny_tokenizer()
     expected = texts(model, tokenizer, PROMPTS, GREEDY)
     with neftune(model, alpha=200.0):
@@ -278,8 +280,8 @@ def test_attached_noise_changes_nothing(training: bool) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_put_back(training: bool) -> None:
-    """As it was; dropout is off meanwhile, and no gradient is kept."""
+def test_generate_answers_restores_the_mode(training: bool) -> None:
+    """The mode is restored, dropout is off meanwhile, and no gradient is kept."""
     model, tokenizer = tiny_model("opt", dropout=0.5).train(training), tiny_tokenizer()
     answers = texts(model, tokenizer, PROMPTS, GREEDY)
     assert {module.training for module in model.modules()} == {training}
@@ -288,8 +290,8 @@ def test_the_mode_is_put_back(training: bool) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_put_back_after_a_failure(training: bool) -> None:
-    """Also when memory runs out while generating."""
+def test_generate_answers_restores_the_mode_after_a_failure(training: bool) -> None:
+    """Even if generation fails."""
     model, tokenizer = tiny_model("llama").train(training), tiny_tokenizer()
 
     def fail(module: torch.nn.Module, arguments: tuple[object, ...]) -> None:
@@ -301,8 +303,8 @@ def test_the_mode_is_put_back_after_a_failure(training: bool) -> None:
     assert {module.training for module in model.modules()} == {training}
 
 
-def test_bfloat16_arithmetic_is_used_where_it_is_given() -> None:
-    """The autocast holds while generating and ends with it."""
+def test_generate_answers_autocast() -> None:
+    """The autocast is used while generating and ends with it."""
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     seen: list[torch.dtype] = []
 
@@ -317,6 +319,6 @@ def test_bfloat16_arithmetic_is_used_where_it_is_given() -> None:
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_no_prompts_have_no_answers() -> None:
-    """Nothing is asked of the model."""
+def test_generate_answers_no_prompts() -> None:
+    """The model is not called."""
     assert texts(tiny_model("llama"), tiny_tokenizer(), [], GREEDY) == []

@@ -1,8 +1,8 @@
-"""Pairwise judging, against a real server on 127.0.0.1 that counts what it is asked and misbehaves when told.
+"""Pairwise judging, against a real server on 127.0.0.1 that counts its requests and fails on demand.
 
-Oracles: judges whose verdicts are known beforehand (always the first answer; the longer one; a hash of the prompt);
-the server's own count of requests, for money, retries and order; exact fractions, for lengths; a search of every byte
-written, for secrets.
+Oracles: judges with known verdicts (always the first answer; the longer one; a hash of the prompt); the server's own
+count of requests, for cost, retries and order; exact fractions, for lengths; a search of every byte written, for
+secrets.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ from tests.judge_server import (
 
 pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.usefixtures("isolated_openai")]
 
-# What a reply states
+# Verdicts in replies
 
-GOOD = [
+REPLIES_WITH_A_VERDICT = [
     *[("A", "A"), ("B", "B"), ("TIE", "TIE"), ("a", "A"), ("tie", "TIE"), (" \n B\t\n", "B"), ("A.", "A")],
     *[("**A**", "A"), ("**A.**", "A"), ("**A**.", "A"), ("[[B]]", "B"), ('"TIE"', "TIE"), ("'b'.", "B")],
     *[("`A`", "A"), ("“A”", "A"), ("(A)", "A"), ("Verdict: A", "A"), ("verdict:tie", "TIE")],
@@ -59,7 +59,7 @@ GOOD = [
     *[("**Verdict: TIE**", "TIE"), ("Verdict: A\nOn second thought:\nVerdict: B", "B")],
     *[("<think>B? No.\nVerdict: B</think>\n\nA", "A"), (" <think></think>TIE", "TIE")],
 ]
-NONE = [
+REPLIES_WITHOUT_A_VERDICT = [
     *["", " ", "C", "A or B", "A B", "AB", "A, because it is right", "Answer A", "The answer is A", "A: B", "TIED"],
     *["A..", "A!", "A?", "1", "AA", "A\nB", "A\nbecause it is right", "Verdict: A\nbut B is good, too", "tıe"],
     *["Verdict: A or B", "My verdict: A", "Verdict A", "Verdict:", "Verdict: ", "verdict", "<think>A", "</think>A"],
@@ -67,20 +67,20 @@ NONE = [
 ]
 
 
-@pytest.mark.parametrize(("reply", "verdict"), GOOD)
-def test_a_verdict_in_the_form_asked_for_is_read(reply: str, verdict: str) -> None:
+@pytest.mark.parametrize(("reply", "verdict"), REPLIES_WITH_A_VERDICT)
+def test_parse_verdict_of_a_valid_reply(reply: str, verdict: str) -> None:
     assert parse_verdict(reply) == verdict
 
 
-@pytest.mark.parametrize("reply", NONE)
-def test_any_other_reply_is_no_verdict(reply: str) -> None:
-    """Also Greek and Cyrillic letters that look right, and thoughts that were cut off."""
+@pytest.mark.parametrize("reply", REPLIES_WITHOUT_A_VERDICT)
+def test_parse_verdict_of_any_other_reply(reply: str) -> None:
+    """Including look-alike Greek and Cyrillic letters, and truncated thoughts."""
     assert parse_verdict(reply) is None
 
 
 @given(st.text('ABTIEabtie:. \n*[]<>/"verdictk', max_size=30))
-def test_no_verdict_is_guessed(reply: str) -> None:
-    """Where there is a verdict, the last line holds no other letters."""
+def test_parse_verdict_never_guesses(reply: str) -> None:
+    """If there is a verdict, the last line has no other letters."""
     verdict = parse_verdict(reply)
     if verdict is not None:
         last = re.sub(r"[^\w\n]", "", re.sub(r"^\s*<think>.*?</think>", "", reply, flags=re.DOTALL)).split()[-1]
@@ -90,8 +90,8 @@ def test_no_verdict_is_guessed(reply: str) -> None:
 # Both orders
 
 
-def test_each_pair_is_asked_in_both_orders(server: JudgeServer, tmp_path: Path) -> None:
-    """Two questions a pair, which differ in the answers' places; the settings go with them."""
+def test_judge_pairs_in_both_orders(server: JudgeServer, tmp_path: Path) -> None:
+    """Each pair is two questions, with the answers swapped; the requests have the settings."""
     chosen = judge_of(server, model="the-judge", max_tokens=33, temperature=0.25, timeout=7.5)
     judge_pairs(PAIRS, chosen, tmp_path / "c.jsonl", silent)
     asked = [answers_in(request.prompt) for request in server.requests]
@@ -125,7 +125,7 @@ def test_a_judge_that_likes_a_place_finds_only_ties(pairs: list[AnswerPair]) -> 
 
 @settings(deadline=None, max_examples=10)
 @given(pairs_of_words)
-def test_a_judge_that_likes_length_lets_the_longer_answer_win(pairs: list[AnswerPair]) -> None:
+def test_judge_pairs_judge_that_prefers_length(pairs: list[AnswerPair]) -> None:
     with judge_server(prefers_longer) as server, tempfile.TemporaryDirectory() as folder:
         found = judge_pairs(pairs, judge_of(server, concurrency=3), Path(folder) / "c.jsonl", silent)
     for pair, judged in zip(pairs, found, strict=True):
@@ -136,8 +136,8 @@ def test_a_judge_that_likes_length_lets_the_longer_answer_win(pairs: list[Answer
 
 @settings(deadline=None, max_examples=10)
 @given(pairs_of_words)
-def test_swapped_answers_have_the_other_score(pairs: list[AnswerPair]) -> None:
-    """1 - score, from the same replies: nothing is asked anew. With any judge, and also where it states no verdict."""
+def test_judge_pairs_swapped_answers(pairs: list[AnswerPair]) -> None:
+    """The score is 1 - score, from the same replies, with any judge and even without a verdict."""
     swapped = [AnswerPair(pair.instruction, pair.opponent, pair.answer) for pair in pairs]
     other = {"answer": "opponent", "opponent": "answer", "tie": "tie", "unparsed": "unparsed"}
     with judge_server(hashed_verdict) as server, tempfile.TemporaryDirectory() as folder:
@@ -145,9 +145,9 @@ def test_swapped_answers_have_the_other_score(pairs: list[AnswerPair]) -> None:
         asked = len(server.requests)
         turned = judge_pairs(swapped, judge_of(server), Path(folder) / "c.jsonl", silent)
         assert len(server.requests) == asked
-    for one, two in zip(found, turned, strict=True):
-        assert two.score == (None if one.score is None else 1 - one.score)
-        assert two.verdicts == tuple(other[verdict] for verdict in reversed(one.verdicts))
+    for judged, opposite in zip(found, turned, strict=True):
+        assert opposite.score == (None if judged.score is None else 1 - judged.score)
+        assert opposite.verdicts == tuple(other[verdict] for verdict in reversed(judged.verdicts))
 
 
 @pytest.mark.parametrize(
@@ -164,24 +164,24 @@ def test_swapped_answers_have_the_other_score(pairs: list[AnswerPair]) -> None:
         (("hm", "hm"), JudgedPair(None, ("unparsed", "unparsed"))),
     ],
 )
-def test_two_verdicts_make_a_score(
+def test_judge_pairs_score_of_two_verdicts(
     replies: tuple[str, str], expected: JudgedPair, server: JudgeServer, tmp_path: Path
 ) -> None:
-    """With the answer first, then with the opponent first; a verdict that can't be read is never half a one."""
+    """The answer comes first, then the opponent; a pair with an unreadable verdict has no score."""
     server.script = [says(reply) for reply in replies]
     assert judge_pairs(PAIRS[:1], judge_of(server), tmp_path / "c.jsonl", silent) == [expected]
 
 
-def test_equal_answers_are_a_tie_and_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """White space around them aside; no server is there."""
+def test_judge_pairs_equal_answers_are_a_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Surrounding white space is ignored; no server is running, so no question is sent."""
     pairs = [AnswerPair("q", "same", " same\n"), AnswerPair("q", "", "  ")]
     found = judge_pairs(pairs, Judge(base_url="http://127.0.0.1:9/v1", model="m"), tmp_path / "c.jsonl", silent)
     assert found == [JudgedPair(0.5, ("tie", "tie"))] * 2
     assert judge_pairs([], Judge(base_url="http://127.0.0.1:9/v1", model="m"), tmp_path / "c.jsonl", silent) == []
 
 
-def test_questions_are_under_way_at_once(tmp_path: Path) -> None:
-    """As many as `concurrency` says: each waits here until so many have met, and more than that never meet."""
+def test_judge_pairs_concurrency(tmp_path: Path) -> None:
+    """Exactly `concurrency` questions are pending at once: each waits at a barrier of that size."""
     meeting, lock, now, most = threading.Barrier(3, timeout=10), threading.Lock(), [0], [0]
 
     def meet(prompt: str) -> str:
@@ -200,8 +200,8 @@ def test_questions_are_under_way_at_once(tmp_path: Path) -> None:
     assert len(server.requests) == 12
 
 
-def test_progress_counts_questions(server: JudgeServer, tmp_path: Path) -> None:
-    """Those of equal answers are none; those that are answered count at once."""
+def test_judge_pairs_progress(server: JudgeServer, tmp_path: Path) -> None:
+    """Equal answers need no question; cached questions count as done from the start."""
     seen: list[tuple[int, int]] = []
     cache = tmp_path / "c.jsonl"
     judge_pairs(
@@ -214,8 +214,8 @@ def test_progress_counts_questions(server: JudgeServer, tmp_path: Path) -> None:
 # Prompts
 
 
-def test_a_prompt_of_ones_own(server: JudgeServer, tmp_path: Path) -> None:
-    """Placeholders are filled once: what an answer says, dollars and all, stays; white space around it does not."""
+def test_judge_pairs_custom_prompt(server: JudgeServer, tmp_path: Path) -> None:
+    """Placeholders are filled once: dollars in an answer stay; white space around it is stripped."""
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("\ufeffFor $$5: $instruction|${answer_a}|$answer_b|$reference", encoding="utf-8")
     pair = AnswerPair("$answer_b?", " costs $answer_b\n", "$$ \ud800", "é")
@@ -226,19 +226,19 @@ def test_a_prompt_of_ones_own(server: JudgeServer, tmp_path: Path) -> None:
     ]
 
 
-def test_the_built_in_prompt_says_what_counts() -> None:
-    """It is short, shipped, and names the three verdicts."""
+def test_built_in_prompt() -> None:
+    """The built-in prompt is short and names the criteria and the three verdicts."""
     text = BUILT_IN_PROMPT.read_text(encoding="utf-8")
     assert len(text) < 1500
     for part in ("A, B or TIE", "helpfulness", "correctness", "Length", "order", "$instruction"):
         assert part in text
 
 
-# Nothing is paid for twice
+# The cache of replies
 
 
-def test_what_was_answered_is_not_asked_again(server: JudgeServer, tmp_path: Path) -> None:
-    """Also with the server gone; what decides a reply is in the key, and nothing else."""
+def test_judge_pairs_caches_replies(server: JudgeServer, tmp_path: Path) -> None:
+    """Cached replies need no server; settings that don't affect a reply are not part of the key."""
     cache = tmp_path / "deep" / "c.jsonl"
     first = judge_pairs(PAIRS, judge_of(server), cache, silent)
     written = cache.read_bytes()
@@ -255,7 +255,7 @@ def test_what_was_answered_is_not_asked_again(server: JudgeServer, tmp_path: Pat
 @pytest.mark.parametrize(
     "change", [{"model": "n"}, {"max_tokens": 17}, {"temperature": 0.5}, {"prompt": ""}, {"base_url": "other"}]
 )
-def test_what_decides_a_reply_is_asked_anew(change: dict[str, object], server: JudgeServer, tmp_path: Path) -> None:
+def test_judge_pairs_cache_key(change: dict[str, object], server: JudgeServer, tmp_path: Path) -> None:
     if "prompt" in change:
         change = {"prompt": str(tmp_path / "prompt.txt")}
         (tmp_path / "prompt.txt").write_text("$instruction $answer_a $answer_b")
@@ -266,8 +266,8 @@ def test_what_decides_a_reply_is_asked_anew(change: dict[str, object], server: J
     assert len(server.requests) == 8
 
 
-def test_equal_questions_are_asked_once(server: JudgeServer, tmp_path: Path) -> None:
-    """Two pairs of the same text, even turned round."""
+def test_judge_pairs_equal_questions_are_asked_once(server: JudgeServer, tmp_path: Path) -> None:
+    """Pairs with the same texts, even swapped, share their questions."""
     pair = PAIRS[0]
     found = judge_pairs(
         [pair, pair, AnswerPair(pair.instruction, pair.opponent, pair.answer)],
@@ -281,8 +281,8 @@ def test_equal_questions_are_asked_once(server: JudgeServer, tmp_path: Path) -> 
 
 @settings(deadline=None, max_examples=12)
 @given(st.data())
-def test_a_torn_cache_loses_what_is_torn_and_nothing_else(data: st.DataObject) -> None:
-    """Killed at any byte: the lines that are whole are kept, the others asked again, and the file is whole again."""
+def test_judge_pairs_truncated_cache(data: st.DataObject) -> None:
+    """Complete lines of a cache truncated at any byte are used, the others are asked again."""
     with judge_server(hashed_verdict) as server, tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "c.jsonl"
         expected = judge_pairs(PAIRS, judge_of(server), cache, silent)
@@ -295,18 +295,18 @@ def test_a_torn_cache_loses_what_is_torn_and_nothing_else(data: st.DataObject) -
         assert sorted(cache.read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
-def test_replies_that_cannot_be_read(tmp_path: Path) -> None:
-    """With a command that can be pasted, whatever the folder is called."""
+def test_judge_pairs_unreadable_cache(tmp_path: Path) -> None:
+    """The hint is a command that can be pasted, whatever the folder's name."""
     cache = tmp_path / "a b's" / "c.jsonl"
     cache.mkdir(parents=True)
     with pytest.raises(JudgeError) as caught:
-        judge_pairs(PAIRS, FINE, cache, silent)
+        judge_pairs(PAIRS, VALID_JUDGE, cache, silent)
     [problem] = caught.value.problems
     command = problem.hint.removeprefix("fix its permissions, or ").removesuffix("    to ask the judge again")
     assert shlex.split(command) == ["mv", str(cache), f"{cache}.old"]
 
 
-def test_damaged_lines_are_asked_again(server: JudgeServer, tmp_path: Path) -> None:
+def test_judge_pairs_damaged_lines_of_the_cache(server: JudgeServer, tmp_path: Path) -> None:
     cache = tmp_path / "c.jsonl"
     expected = judge_pairs(PAIRS, judge_of(server), cache, silent)
     lines = cache.read_bytes().splitlines()
@@ -315,8 +315,8 @@ def test_damaged_lines_are_asked_again(server: JudgeServer, tmp_path: Path) -> N
     assert len(server.requests) == 6
 
 
-def test_the_cache_holds_the_replies_text_and_tokens(server: JudgeServer, tmp_path: Path) -> None:
-    """One line a reply, without the prompt; the verdict is read off the text each time."""
+def test_judge_pairs_content_of_the_cache(server: JudgeServer, tmp_path: Path) -> None:
+    """The cache has a line for each reply, without the prompt; the verdict is parsed from the text each time."""
     cache = tmp_path / "c.jsonl"
     server.judge = lambda prompt: "Well… \ud83d"
     assert judge_pairs(PAIRS[:1], judge_of(server), cache, silent)[0].score is None
@@ -334,34 +334,34 @@ def test_the_cache_holds_the_replies_text_and_tokens(server: JudgeServer, tmp_pa
     assert len(server.requests) == 2
 
 
-# Before anything is asked
+# Checks before the first question
 
-FINE = Judge(base_url="http://127.0.0.1:8000/v1", model="m")
+VALID_JUDGE = Judge(base_url="http://127.0.0.1:8000/v1", model="m")
 
 
 @pytest.mark.parametrize(
     "chosen",
     [
         Judge(),
-        FINE,
-        replace(FINE, base_url="https://user:pw@example.com"),
-        replace(FINE, base_url="http://[::1]:8000/v1/"),
-        replace(FINE, base_url="HTTP://my_host.lan:80"),
+        VALID_JUDGE,
+        replace(VALID_JUDGE, base_url="https://user:pw@example.com"),
+        replace(VALID_JUDGE, base_url="http://[::1]:8000/v1/"),
+        replace(VALID_JUDGE, base_url="HTTP://my_host.lan:80"),
     ],
 )
-def test_what_can_be_asked_passes(chosen: Judge) -> None:
-    """Also no judge at all."""
+def test_check_judge_valid(chosen: Judge) -> None:
+    """Valid judges pass, and so does no judge at all."""
     check_judge(chosen)
 
 
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        (replace(FINE, model=None), "evaluation.judge.model: the judge needs a model name"),
-        (replace(FINE, base_url=None), "evaluation.judge.base_url: a judge needs a server"),
+        (replace(VALID_JUDGE, model=None), "evaluation.judge.model: the judge needs a model name"),
+        (replace(VALID_JUDGE, base_url=None), "evaluation.judge.base_url: a judge needs a server"),
         (Judge(prompt=str(BUILT_IN_PROMPT)), "evaluation.judge.base_url: a judge needs a server"),
         *[
-            (replace(FINE, base_url=url), r"base_url must be an http:// or https:// URL without \? and #")
+            (replace(VALID_JUDGE, base_url=url), r"base_url must be an http:// or https:// URL without \? and #")
             for url in [
                 *["127.0.0.1:8000", "localhost:8000/v1", "ftp://host/v1", "http://", "http:///v1", "file:///etc/hosts"],
                 *["http://host:99999/v1", "http://host:0/v1", "http://ho st/v1", "http://host/v1?key=x", "http://[zz]"],
@@ -370,7 +370,7 @@ def test_what_can_be_asked_passes(chosen: Judge) -> None:
         ],
     ],
 )
-def test_what_cannot_be_asked_is_told(chosen: Judge, message: str) -> None:
+def test_check_judge_invalid(chosen: Judge, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_judge(chosen)
 
@@ -388,20 +388,20 @@ def test_what_cannot_be_asked_is_told(chosen: Judge, message: str) -> None:
         (b"5$ $answer $answer_a", ["must start a placeholder", "are missing", "unknown placeholder"]),
     ],
 )
-def test_a_prompt_that_cannot_be_used_is_told(content: bytes | None, messages: list[str], tmp_path: Path) -> None:
-    """With the placeholders that there are; several things at once."""
+def test_check_judge_invalid_prompt(content: bytes | None, messages: list[str], tmp_path: Path) -> None:
+    """The error names the placeholders; all problems are reported together."""
     file = tmp_path / "prompt.txt"
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        check_judge(replace(FINE, prompt=str(file)))
+        check_judge(replace(VALID_JUDGE, prompt=str(file)))
     assert len(caught.value.problems) == len(messages)
     for message in (*messages, str(file)):
         assert message in str(caught.value)
 
 
-def test_everything_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing package, no model, no address, no prompt, an impossible key: five problems, and no secret in them."""
+def test_check_judge_reports_all_problems_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing package, model, address and prompt, and an invalid key: five problems, without a secret in them."""
     monkeypatch.setitem(sys.modules, "openai", None)
     monkeypatch.setenv("OPENAI_API_KEY", "secret\nkey")
     chosen = Judge(base_url="ftp://user:secret@host", prompt=str(tmp_path))
@@ -414,7 +414,7 @@ def test_everything_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "c.jsonl").exists()
 
 
-def test_judging_without_a_judge_is_refused(tmp_path: Path) -> None:
+def test_judge_pairs_without_a_judge(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a judge needs a server"):
         judge_pairs(PAIRS, Judge(), tmp_path / "c.jsonl", silent)
 
@@ -423,22 +423,22 @@ def test_judging_without_a_judge_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60))), st.sampled_from([1.0, 1.25, 1.5, 2.0]))
-def test_lengths_match_within_a_factor(lengths: list[tuple[int, int]], tolerance: float) -> None:
-    """As exact fractions say, whichever answer is the longer one."""
+def test_find_length_matched(lengths: list[tuple[int, int]], tolerance: float) -> None:
+    """Lengths match within a factor by exact fractions, whichever answer is longer."""
     pairs = [AnswerPair("q", "é" * a, "b" * b) for a, b in lengths]
     turned = [AnswerPair("q", pair.opponent, pair.answer) for pair in pairs]
     expected = [max(a, b) <= Fraction(tolerance) * min(a, b) for a, b in lengths]
     assert find_length_matched(pairs, tolerance) == find_length_matched(turned, tolerance) == expected
 
 
-def test_a_tolerance_holds_at_its_bound() -> None:
-    """A quarter more unless told otherwise; 115 characters beside 100 are within 1.15, whatever floats make of it."""
+def test_find_length_matched_at_the_bound() -> None:
+    """The default is a quarter more; 115 characters against 100 are within 1.15 in spite of rounding."""
     assert find_length_matched([AnswerPair("q", "a" * 5, "b" * 4), AnswerPair("q", "a" * 4, "b" * 6)]) == [True, False]
     assert find_length_matched([AnswerPair("q", "a" * 115, "b" * 100)], 1.15) == [True]
 
 
-def test_the_loopback_server_speaks_the_protocol() -> None:
-    """The openai client's own types read what it sends, strictly."""
+def test_judge_server_speaks_the_protocol() -> None:
+    """Its replies are valid by the openai client's own types."""
     from openai.types.chat import ChatCompletion
 
     assert ChatCompletion.model_validate_json(completion("A")).choices[0].message.content == "A"

@@ -1,7 +1,7 @@
 """The loss of rows without noise.
 
-Oracles: a plain loop in float64, one row and one token at a time; the same rows in other batches and another order;
-and the same model without noise.
+Oracles: a plain loop in float64, one row and one token at a time; the same rows in different batches and a different
+order; and the same model without noise.
 """
 
 from collections.abc import Callable
@@ -47,8 +47,8 @@ def values(losses: list[RowLoss]) -> list[float]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_losses_are_those_of_a_plain_loop_in_float64(family: Family) -> None:
-    """Sum, count and hits of each row, in the order given, for every architecture; float32 costs 1e-5 at most."""
+def test_row_losses_plain_loop_in_float64(family: Family) -> None:
+    """Sum, count and hits of each row, in order, for every architecture, within float32 (1e-5)."""
     found = row_losses(MODELS[family], ROWS, batch_size=3)
     assert [loss.location for loss in found] == [row.location for row in ROWS]
     for loss, row in zip(found, ROWS, strict=True):
@@ -58,8 +58,8 @@ def test_losses_are_those_of_a_plain_loop_in_float64(family: Family) -> None:
         assert loss.tokens == row.loss_tokens()
 
 
-def test_tokens_that_are_the_likeliest_are_counted() -> None:
-    """A model whose answers are its own likeliest tokens gets every one right, and none with others."""
+def test_row_losses_correct_tokens() -> None:
+    """The model's own likeliest tokens are all correct, and no others are."""
     model = MODELS["llama"].eval()
     ids = [5, 9]
     with torch.no_grad():
@@ -75,16 +75,16 @@ def test_tokens_that_are_the_likeliest_are_counted() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_a_rows_loss_does_not_depend_on_its_neighbours(family: Family, batch_size: int) -> None:
-    """Alone, in twos or all together: the same within the order of sums in float32 (1e-5)."""
+def test_row_losses_any_batch_size(family: Family, batch_size: int) -> None:
+    """A row's loss is the same in batches of any size, within float32 (1e-5)."""
     expected = values(row_losses(MODELS[family], ROWS, batch_size=3))
     assert values(row_losses(MODELS[family], ROWS, batch_size)) == pytest.approx(expected, rel=1e-5)
 
 
 @settings(deadline=None, max_examples=15)
 @given(st.permutations(range(len(ROWS))), st.integers(1, 8))
-def test_rows_come_back_in_the_order_given(order: list[int], batch_size: int) -> None:
-    """Whatever the order, each place and its loss stay together."""
+def test_row_losses_order(order: list[int], batch_size: int) -> None:
+    """Losses come in the order of the rows."""
     expected = {loss.location: loss for loss in row_losses(MODELS["llama"], ROWS, batch_size=3)}
     found = row_losses(MODELS["llama"], [ROWS[index] for index in order], batch_size)
     assert [loss.location for loss in found] == [ROWS[index].location for index in order]
@@ -94,8 +94,8 @@ def test_rows_come_back_in_the_order_given(order: list[int], batch_size: int) ->
         assert loss.negative_log_likelihood == pytest.approx(same.negative_log_likelihood, rel=1e-5)
 
 
-def test_pads_of_any_width_change_nothing() -> None:
-    """A short row beside a long one is padded by hundreds of tokens, and is what it is alone."""
+def test_row_losses_padding() -> None:
+    """A short row padded by hundreds of tokens has the same loss as alone."""
     rows = random_token_rows([3, 700])
     for family in FAMILIES:
         together = row_losses(MODELS[family], rows, 2)[0]
@@ -103,8 +103,8 @@ def test_pads_of_any_width_change_nothing() -> None:
         assert together.negative_log_likelihood == pytest.approx(alone.negative_log_likelihood, rel=1e-5)
 
 
-def test_a_row_without_a_token_with_loss_is_zero() -> None:
-    """It counts nothing and disturbs none of its batch; the first token's label is never scored."""
+def test_row_losses_row_without_loss() -> None:
+    """Its loss is zero and the rest of its batch is unaffected; the first token's label is never scored."""
     ids = ROWS[0].input_ids
     nothing = TokenRow(ids, [IGNORE_INDEX] * len(ids), True, False, "nothing")
     first = TokenRow(ids, [ids[0]] + [IGNORE_INDEX] * (len(ids) - 1), True, False, "first")
@@ -119,8 +119,8 @@ def test_a_row_without_a_token_with_loss_is_zero() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_attached_noise_changes_nothing(family: Family, training: bool) -> None:
-    """With NEFTune around it the losses are the same to the bit, though the same model's training loss is not."""
+def test_row_losses_with_attached_noise(family: Family, training: bool) -> None:
+    """With NEFTune attached the losses are bit-identical, although the logits in training mode differ."""
     model = MODELS[family].train(training)
     expected = row_losses(model, ROWS, 3)
     tokens = torch.tensor([ROWS[0].input_ids])
@@ -131,8 +131,8 @@ def test_attached_noise_changes_nothing(family: Family, training: bool) -> None:
     assert row_losses(model, ROWS, 3) == expected
 
 
-def test_dropout_is_off() -> None:
-    """A model in training mode is measured as in evaluation mode."""
+def test_row_losses_without_dropout() -> None:
+    """A model in training mode has the losses of evaluation mode."""
     model = tiny_model("opt", dropout=0.5, attention_dropout=0.5)
     assert row_losses(model.train(), ROWS, 3) == row_losses(model.eval(), ROWS, 3)
 
@@ -140,9 +140,9 @@ def test_dropout_is_off() -> None:
 # Within memory
 
 
-def test_a_batch_too_large_for_memory_is_halved_and_gives_the_same_numbers() -> None:
-    """No more than two rows fit: said, and each row's loss is what it is in a batch of two, to the bit."""
-    told: list[Any] = []
+def test_row_losses_halves_the_batch_on_oom() -> None:
+    """If at most two rows fit, a notice is given, and losses are bit-identical to those of batches of two."""
+    notices: list[Any] = []
 
     def scarce(module: torch.nn.Module, arguments: Any, keywords: Any) -> None:
         if keywords["input_ids"].shape[0] > 2:
@@ -151,25 +151,25 @@ def test_a_batch_too_large_for_memory_is_halved_and_gives_the_same_numbers() -> 
     model = tiny_model("llama")
     expected = row_losses(model, ROWS, 2)
     with model.base_model.register_forward_pre_hook(scarce, with_kwargs=True):
-        found = row_losses(model, ROWS, 4, observer=SimpleNamespace(notify=told.append))
+        found = row_losses(model, ROWS, 4, observer=SimpleNamespace(notify=notices.append))
     assert found == expected
-    assert [notice.message for notice in told] == ["out of memory with 4 rows per batch; batch size halved to 2"]
+    assert [notice.message for notice in notices] == ["out of memory with 4 rows per batch; batch size halved to 2"]
 
 
-# What is left behind
+# State of the model
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_put_back(training: bool) -> None:
-    """As it was, for the model and every module in it; no gradient is kept."""
+def test_row_losses_restores_the_mode(training: bool) -> None:
+    """The model and all its modules return to their mode; no gradient is kept."""
     model = tiny_model("llama").train(training)
     row_losses(model, ROWS, 3)
     assert {module.training for module in model.modules()} == {training}
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_modules_that_were_in_another_mode_are_put_back_in_theirs() -> None:
-    """A frozen part that somebody keeps in evaluation mode stays there when the rest trains on."""
+def test_row_losses_restores_the_mode_of_each_module() -> None:
+    """A frozen part in evaluation mode stays in it when the rest continues training."""
     model = tiny_model("llama").train()
     model.model.layers[0].eval()
     before = {name: module.training for name, module in model.named_modules()}
@@ -180,8 +180,8 @@ def test_modules_that_were_in_another_mode_are_put_back_in_theirs() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("error", [RuntimeError("a fault"), KeyboardInterrupt()])
-def test_the_mode_is_put_back_after_a_failure(training: bool, error: BaseException) -> None:
-    """Also when the second batch fails, or a person has seen enough."""
+def test_row_losses_restores_the_mode_after_a_failure(training: bool, error: BaseException) -> None:
+    """Even if the second batch fails or is interrupted."""
     model = tiny_model("llama").train(training)
     modes: list[bool] = []
 
@@ -200,39 +200,37 @@ def test_the_mode_is_put_back_after_a_failure(training: bool, error: BaseExcepti
 
 
 @pytest.mark.parametrize(
-    ("arithmetic", "rounds"),
+    ("arithmetic", "rounded"),
     [(lambda: None, False), (nullcontext, False), (lambda: torch.autocast("cpu", dtype=torch.bfloat16), True)],
     ids=["none", "nullcontext", "bfloat16"],
 )
-def test_the_forward_pass_runs_in_the_arithmetic_given(
-    arithmetic: Callable[[], AbstractContextManager[object] | None], rounds: bool
-) -> None:
-    """One autocast for all batches; its results are rounded, and near."""
+def test_row_losses_autocast(arithmetic: Callable[[], AbstractContextManager[object] | None], rounded: bool) -> None:
+    """All batches run in the given autocast; in bfloat16 the losses are rounded."""
     plain = values(row_losses(MODELS["llama"], ROWS, 2))
     found = values(row_losses(MODELS["llama"], ROWS, 2, arithmetic()))
     assert found == pytest.approx(plain, rel=1e-2)
-    assert (found != plain) == rounds
+    assert (found != plain) == rounded
     assert not torch.is_autocast_enabled("cpu")
 
 
 # Means
 
 
-def test_a_mean_is_weighted_by_tokens() -> None:
-    """Nats a token with loss, not a row."""
+def test_mean_loss_weighted_by_tokens() -> None:
+    """The mean is in nats per token with loss, not per row."""
     losses = [RowLoss("a", 3.0, 1, 0), RowLoss("b", 6.0, 5, 2), RowLoss("c", 0.0, 0, 0)]
     assert mean_loss(losses) == 1.5
 
 
-def test_there_is_no_mean_of_nothing() -> None:
-    """None and not zero, which would read as a perfect model."""
+def test_mean_loss_of_no_tokens() -> None:
+    """It is None and not zero, which would mean a perfect model."""
     assert row_losses(MODELS["llama"], [], 3) == []
     assert mean_loss([]) is None
     assert mean_loss([RowLoss("a", 0.0, 0, 0)]) is None
 
 
-def test_the_mean_is_the_models_own_loss() -> None:
-    """For rows of one length in one batch it is what transformers computes from the same labels."""
+def test_mean_loss_is_the_models_own_loss() -> None:
+    """For rows of equal length in one batch it is the loss that transformers computes from the same labels."""
     rows = random_token_rows([20, 20, 20], seed=1)
     model = MODELS["llama"].eval()
     with torch.no_grad():

@@ -52,6 +52,6 @@ def test_registry_has_the_criteria_of_sweeps() -> None:
         (task_metric_id("wikitext", "word_perplexity"), (*["wikitext/word_perplexity"] * 2, "", False, True)),
     ],
 )
-def test_label_heading_unit_share_and_test_of_a_metric(metric_id: str, expected: tuple[object, ...]) -> None:
+def test_metric_label_heading_unit_share_and_test(metric_id: str, expected: tuple[object, ...]) -> None:
     found = label(metric_id), heading(metric_id), unit(metric_id), is_share(metric_id), is_tested(metric_id)
     assert found == expected

@@ -1,6 +1,6 @@
-"""Formats of values: a shown difference is that of the shown values.
+"""Formats of values: a displayed difference is that of the displayed values.
 
-Oracle: the numbers of the texts, read back.
+Oracle: the numbers, parsed from the texts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def compared(metric: str, against: str, difference: float) -> Comparison:
     return Comparison(metric, against, difference, None, None, None, None, 6, None, VerdictId.NOT_TESTED)
 
 
-def test_table_model_values_have_the_decimals_that_the_difference_needs() -> None:
+def test_table_model_values_decimals() -> None:
     """10.80258 - 10.77864 is 0.02394, and 10.8026 - 10.7786 is 0.0240."""
     values = tuple(MetricValue(value, None, None, 6) for value in (10.77864, 10.80258))
     row = MetricRow("held_out_loss", "nats per token", "lower", values)
@@ -27,7 +27,7 @@ def test_table_model_values_have_the_decimals_that_the_difference_needs() -> Non
     assert table_number("held_out_loss", difference.difference, signed=True) == "-0.0239"
 
 
-def test_table_arm_values_have_the_same_decimals_in_all_arms() -> None:
+def test_table_arm_values_same_decimals() -> None:
     values = {0.0: 0.5004, 5.0: 0.5106, 10.0: 0.7}
     arms = [
         ArmResult(

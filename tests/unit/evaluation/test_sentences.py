@@ -44,13 +44,13 @@ CLAIM = re.compile(
     rf"(?:95 % CI (?P<low>{NUMBER}) to (?P<high>{NUMBER}), )?p (?P<sign>[=<]) (?P<p>[0-9.]+)\)"
 )
 DESCRIPTIVE = ("win_rate", "win_rate_matched")
-"""Never tested: they count the pairs of the win rate that is."""
+"""Never tested: they count the same pairs as the win rate that is tested."""
 OPTIONS = ("training.seed", "neftune.alpha", "neftune.kind", "training.learning_rate")
 
 
 @dataclass(frozen=True)
 class Situation:
-    """A drawn report: its models, metrics, comparisons, and what the two runs differ in."""
+    """A drawn report: its models, metrics, comparisons, and the options in which the two runs differ."""
 
     models: tuple[EvaluatedModel, ...]
     metrics: tuple[MetricRow, ...]
@@ -58,23 +58,23 @@ class Situation:
     changed: frozenset[str] | None
 
     def are_runs(self, role: str) -> bool:
-        """Both models of a comparison are runs."""
+        """Return whether both models of a comparison are runs."""
         return role == "baseline" and self.changed is not None
 
-    def word(self, one: Comparison) -> str:
-        """The claim that the numbers support."""
-        if one.p_adjusted is None:
+    def word(self, comparison: Comparison) -> str:
+        """Return the claim that the numbers support."""
+        if comparison.p_adjusted is None:
             return "not_tested"
-        if one.p_adjusted >= 0.05 or not one.difference:
+        if comparison.p_adjusted >= 0.05 or not comparison.difference:
             return "not_significant"
-        grows = one.difference > 0
-        if self.are_runs(one.against) or DIRECTIONS[one.metric] == "none":
+        grows = comparison.difference > 0
+        if self.are_runs(comparison.against) or DIRECTIONS[comparison.metric] == "none":
             return "higher" if grows else "lower"
-        return "better" if grows == (DIRECTIONS[one.metric] == "higher") else "worse"
+        return "better" if grows == (DIRECTIONS[comparison.metric] == "higher") else "worse"
 
 
 def situation(seed: int) -> Situation:
-    """Models, metrics, p-values, intervals and prompts at random; a few without a test."""
+    """Draw models, metrics, p-values, intervals and prompts, a few without a test."""
     generator = np.random.default_rng(seed)
     baseline = EvaluatedModel("baseline", "mine-a0-s1", "runs/mine-a0-s1", 0.0, 1)
     base = EvaluatedModel("base", "smollm2-135m", "a folder")
@@ -119,68 +119,70 @@ def read(metric: str, number: str) -> float:
 
 
 def claims(text: str, drawn: Situation, role: str, word: str | None) -> set[tuple[str, str, str]]:
-    """What a list of metrics with numbers claims, each number checked; nothing may be left of the text."""
-    rest, said = text, set()
+    """Return the claims of a list of metrics with numbers; check each number, and that the text has nothing else."""
+    rest, stated = text, set()
     for found in CLAIM.finditer(text):
-        [one] = [each for each in drawn.comparisons if (each.metric, each.against) == (IDS[found["metric"]], role)]
-        resolution = 0.00051 if one.metric in POINTS else 0.000051
-        numbers = {"difference": one.difference, "low": one.low, "high": one.high}
+        [comparison] = [
+            each for each in drawn.comparisons if (each.metric, each.against) == (IDS[found["metric"]], role)
+        ]
+        resolution = 0.00051 if comparison.metric in POINTS else 0.000051
+        numbers = {"difference": comparison.difference, "low": comparison.low, "high": comparison.high}
         for name, number in numbers.items():
             if found[name] is not None:
                 assert number is not None
-                assert read(one.metric, found[name]) == pytest.approx(number, abs=resolution)
-        assert (found["low"] is None) == (one.low is None)
-        assert one.p_adjusted is not None
+                assert read(comparison.metric, found[name]) == pytest.approx(number, abs=resolution)
+        assert (found["low"] is None) == (comparison.low is None)
+        assert comparison.p_adjusted is not None
         if found["sign"] == "<":
-            assert one.p_adjusted < float(found["p"])
+            assert comparison.p_adjusted < float(found["p"])
         else:
-            assert float(found["p"]) == pytest.approx(one.p_adjusted, abs=0.00051)
+            assert float(found["p"]) == pytest.approx(comparison.p_adjusted, abs=0.00051)
         claimed = word or found["word"]
         assert (found["difference"] is None) == (claimed == "not_significant")
-        said.add((role, one.metric, claimed))
+        stated.add((role, comparison.metric, claimed))
         rest = rest.replace(found[0], "", 1)
     assert re.fullmatch(r"[, ]*", rest), rest
-    return said
+    return stated
 
 
-def checked(drawn: Situation, sentences: list[str]) -> set[tuple[str, str, str]]:
-    """Every claim of the sentences, each checked on its own."""
-    said: set[tuple[str, str, str]] = set()
+def check_sentences(drawn: Situation, sentences: list[str]) -> set[tuple[str, str, str]]:
+    """Return every claim of the sentences, each checked separately."""
+    claimed: set[tuple[str, str, str]] = set()
     by_name = {model.name: model.role for model in drawn.models}
     for sentence in sentences:
         if found := re.fullmatch(r"Nothing is tested: (\d+) prompts? (?:is|are) too few, a test needs 6\.", sentence):
-            could_be = [one for one in drawn.comparisons if one.metric not in DESCRIPTIVE]
-            assert {one.p_adjusted for one in could_be} == {None}
-            assert int(found[1]) == max(one.n for one in could_be) < 6
+            could_be = [comparison for comparison in drawn.comparisons if comparison.metric not in DESCRIPTIVE]
+            assert {comparison.p_adjusted for comparison in could_be} == {None}
+            assert int(found[1]) == max(comparison.n for comparison in could_be) < 6
             assert len(sentences) == 1
-            return {(one.against, one.metric, "not_tested") for one in could_be}
+            return {(comparison.against, comparison.metric, "not_tested") for comparison in could_be}
         if found := re.fullmatch(r"These two runs differ: (\S+) has (.*) than (\S+)\.", sentence):
             assert drawn.are_runs(by_name[found[3]])
             assert found[1] == drawn.models[0].name
-            said |= claims(found[2], drawn, by_name[found[3]], None)
+            claimed |= claims(found[2], drawn, by_name[found[3]], None)
         elif found := re.fullmatch(r"Not significant between (\S+) and (\S+): (.*)\.", sentence):
             assert drawn.are_runs(by_name[found[2]])
-            said |= claims(found[3], drawn, by_name[found[2]], "not_significant")
+            claimed |= claims(found[3], drawn, by_name[found[2]], "not_significant")
         elif found := re.fullmatch(r"Against (\S+) (\S+): (.*)\.", sentence):
             assert by_name[found[2]] == found[1]
             assert not drawn.are_runs(found[1])
             for part in found[3].split("; "):
                 word, listed = part.split(" in ", 1)
                 assert word in ("better", "worse", "not significant")
-                said |= claims(listed, drawn, found[1], word.replace(" ", "_"))
+                claimed |= claims(listed, drawn, found[1], word.replace(" ", "_"))
         elif found := re.fullmatch(r"Not tested against (\S+), with fewer than 6 prompts: (.*)\.", sentence):
             for metric, n in re.findall(rf"({NAME}) \((\d+)\)", found[2]):
-                [one] = [
+                [comparison] = [
                     each
                     for each in drawn.comparisons
                     if (each.metric, each.against) == (IDS[metric], by_name[found[1]])
                 ]
-                assert one.n == int(n) < 6
-                said.add((one.against, one.metric, "not_tested"))
+                assert comparison.n == int(n) < 6
+                claimed.add((comparison.against, comparison.metric, "not_tested"))
         else:
             changed = drawn.changed
             assert changed is not None
-            differ = any(word in ("lower", "higher") for role, _, word in said if role == "baseline")
+            differ = any(word in ("lower", "higher") for role, _, word in claimed if role == "baseline")
             expected = {
                 "Both runs have the same recipe: a difference shows what training twice changes.": not changed,
                 "Only training.seed differs (0 and 1): a difference shows what the seed changes.": (
@@ -197,22 +199,25 @@ def checked(drawn: Situation, sentences: list[str]) -> set[tuple[str, str, str]]
                 ),
             }
             assert expected[sentence], f"a sentence that the numbers don't support: {sentence}"
-    return said
+    return claimed
 
 
-def test_conclusion_states_each_comparison_once_and_right_in_200_situations() -> None:
+def test_conclusion_in_200_drawn_situations() -> None:
     kinds = set()
     for seed in range(200):
         drawn = situation(seed)
         sentences = list(conclusion(drawn.models, drawn.metrics, drawn.comparisons, drawn.changed))
-        said = checked(drawn, sentences)
-        could_be = [one for one in drawn.comparisons if one.metric not in DESCRIPTIVE]
-        nothing = all(one.p_adjusted is None for one in could_be)
-        stated = [one for one in could_be if nothing or DIRECTIONS[one.metric] != "none"]
-        assert said == {(one.against, one.metric, drawn.word(one)) for one in stated}, (seed, sentences)
-        assert all(drawn.word(one) in (one.verdict, "not_tested") for one in drawn.comparisons)
-        of_runs = [one for one in stated if drawn.are_runs(one.against)]
-        differ = any(drawn.word(one) in ("lower", "higher") for one in of_runs)
+        claimed = check_sentences(drawn, sentences)
+        could_be = [comparison for comparison in drawn.comparisons if comparison.metric not in DESCRIPTIVE]
+        nothing = all(comparison.p_adjusted is None for comparison in could_be)
+        stated = [comparison for comparison in could_be if nothing or DIRECTIONS[comparison.metric] != "none"]
+        assert claimed == {(comparison.against, comparison.metric, drawn.word(comparison)) for comparison in stated}, (
+            seed,
+            sentences,
+        )
+        assert all(drawn.word(comparison) in (comparison.verdict, "not_tested") for comparison in drawn.comparisons)
+        of_runs = [comparison for comparison in stated if drawn.are_runs(comparison.against)]
+        differ = any(drawn.word(comparison) in ("lower", "higher") for comparison in of_runs)
         assert differ == any(sentence.startswith("These two runs differ") for sentence in sentences)
         runs = any(drawn.are_runs(model.role) for model in drawn.models[1:]) and not (nothing and could_be)
         seeds_only = runs and not (drawn.changed or frozenset()) - {"training.seed"}
@@ -222,34 +227,35 @@ def test_conclusion_states_each_comparison_once_and_right_in_200_situations() ->
     assert kinds == {"Nothing", "These", "Not", "Against", "Both", "Only", "One"}
 
 
-def test_skewness_names_every_level_above_what_is_promised_in_200_situations() -> None:
+def test_warn_of_skewness_in_200_drawn_situations() -> None:
     for seed in range(200):
         drawn = situation(seed)
         skewed = [
-            one
-            for one in drawn.comparisons
-            if (one.true_level or 0) > 0.065 and one.verdict not in ("not_tested", "not_significant")
+            comparison
+            for comparison in drawn.comparisons
+            if (comparison.true_level or 0) > 0.065 and comparison.verdict not in ("not_tested", "not_significant")
         ]
         lines = list(warn_of_skewness(drawn.comparisons))
         assert bool(lines) == bool(skewed)
         for line in lines:
             found = re.findall(rf"({NAME}) against (base|baseline) \((\d+) %\)", line)
-            assert [(label(one.metric), one.against, f"{100 * (one.true_level or 0):.0f}") for one in skewed] == found
+            assert [
+                (label(comparison.metric), comparison.against, f"{100 * (comparison.true_level or 0):.0f}")
+                for comparison in skewed
+            ] == found
             assert line.endswith("would have p < 0.05, not 5 %.")
 
 
-def test_conclusion_checker_refuses_what_it_does_not_know() -> None:
+def test_check_sentences_rejects_an_unknown_sentence() -> None:
     drawn = situation(0)
     with pytest.raises((KeyError, AssertionError)):
-        checked(drawn, ["Alpha 5 is the better one."])
+        check_sentences(drawn, ["Alpha 5 is the better one."])
 
 
 @pytest.mark.parametrize(
     ("low", "controlled", "warns"), [(0.02, 0.2, True), (0.02, 0.01, False), (-0.01, 0.2, False), (0.02, None, True)]
 )
-def test_liking_of_length_goes_by_the_interval_of_the_raw_win_rate(
-    low: float, controlled: float | None, warns: bool
-) -> None:
+def test_warn_of_length_bias(low: float, controlled: float | None, warns: bool) -> None:
     raw = Comparison("win_rate", "baseline", 0.1, low, 0.2, None, None, 60, None, VerdictId.NOT_TESTED)
     at_equal_lengths = replace(
         raw, metric="win_rate_length_controlled", p_adjusted=controlled, verdict=name_verdict(controlled, 0.1, "higher")
@@ -259,35 +265,37 @@ def test_liking_of_length_goes_by_the_interval_of_the_raw_win_rate(
 
 
 @pytest.mark.parametrize(("prompts", "explained"), [(6, True), (7, False)])
-def test_explain_small_samples_names_the_prompts_that_are_enough(prompts: int, explained: bool) -> None:
-    """Three models compared by the test itself, every prompt better by another amount."""
+def test_explain_small_samples_number_of_prompts(prompts: int, explained: bool) -> None:
+    """Three models are compared by the test itself; each prompt is better by a different amount."""
     differences = [paired_difference(np.zeros(prompts), np.arange(1, prompts + 1) * scale) for scale in (1, 2, 3)]
-    adjusted = holm_adjust([one.p or 0 for one in differences], [one.smallest_p for one in differences])
+    adjusted = holm_adjust(
+        [comparison.p or 0 for comparison in differences], [comparison.smallest_p for comparison in differences]
+    )
     comparisons = [
         Comparison(
             metric="held_out_loss",
             against=role,
-            difference=one.value,
-            low=one.low,
-            high=one.high,
-            p=one.p,
+            difference=comparison.value,
+            low=comparison.low,
+            high=comparison.high,
+            p=comparison.p,
             p_adjusted=p,
-            n=one.n,
-            detectable=one.detectable,
-            verdict=name_verdict(p, one.value, "lower"),
-            smallest_p=one.smallest_p,
+            n=comparison.n,
+            detectable=comparison.detectable,
+            verdict=name_verdict(p, comparison.value, "lower"),
+            smallest_p=comparison.smallest_p,
         )
-        for role, one, p in zip(("baseline", "base", "model"), differences, adjusted, strict=True)
+        for role, comparison, p in zip(("baseline", "base", "model"), differences, adjusted, strict=True)
     ]
-    assert all(one.low is not None and one.low > 0 for one in comparisons)
-    assert {one.p_adjusted == 1 for one in comparisons} == {explained}
+    assert all(comparison.low is not None and comparison.low > 0 for comparison in comparisons)
+    assert {comparison.p_adjusted == 1 for comparison in comparisons} == {explained}
     assert list(explain_small_samples(comparisons)) == explained * [
         "p is 1 for differences that can't be significant at this size (6 prompts), even if their CI excludes 0. With "
         "7 prompts that differ, each of the 3 corrected comparisons can be."
     ]
 
 
-def test_unreadable_states_both_worst_cases() -> None:
+def test_describe_unreadable() -> None:
     assert describe_unreadable((0.41, 0.63), 50, 11) == (
         "11 of 50 pairs had no readable verdict, or the server rejected the question; they are left out. The win rate "
         "would be 41.0 % if all of them were lost, and 63.0 % if all were won."

@@ -1,7 +1,7 @@
-"""Task files that would run Python code: what is found in them, and that nothing of it runs.
+"""Task files that would run Python code: the code is found, and never runs.
 
-Oracles: the harness itself, which does run the same files where nothing stops it; and a folder that only their code
-makes.
+Oracles: the harness itself, which runs the same files if nothing prevents it; and a folder that only their code
+creates.
 """
 
 from __future__ import annotations
@@ -35,17 +35,19 @@ TEMPLATE = "{{ cycler.__init__.__globals__.os.mkdir('MADE') }}{{question}}"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with rows and a Python file that makes the folder `made` as soon as it is imported."""
+    """Return the current folder, with rows and a Python file that creates the folder `made` when it is imported."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(TRUST, raising=False)
     rows = [{"question": f"{number}?", "choices": ["a", "b"], "answer": 0} for number in range(3)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "own.py").write_text(f"import os\nos.mkdir({str(made(tmp_path))!r})\ndef docs(rows): return rows\n")
+    (tmp_path / "own.py").write_text(
+        f"import os\nos.mkdir({str(created_folder(tmp_path))!r})\ndef docs(rows): return rows\n"
+    )
     return tmp_path
 
 
-def made(folder: Path) -> Path:
+def created_folder(folder: Path) -> Path:
     return folder / "made"
 
 
@@ -66,31 +68,31 @@ CODE = {
 
 @pytest.mark.parametrize("kind", CODE)
 @pytest.mark.parametrize("include", [False, True])
-def test_code_is_refused_before_anything_is_loaded(kind: str, include: bool, folder: Path) -> None:
+def test_check_tasks_rejects_code(kind: str, include: bool, folder: Path) -> None:
     content, found = CODE[kind]
     Path("task.yaml").write_text(content)
     Path("outer.yaml").write_text("include: task.yaml\ntask: outer\n")
     file = "outer.yaml" if include else "task.yaml"
-    for refused in (lambda: check_tasks([file]), lambda: run(file)):
+    for call in (lambda: check_tasks([file]), lambda: run(file)):
         with pytest.raises(InputError) as raised:
-            refused()
+            call()
         [problem] = raised.value.problems
         assert problem.message == f"{file}: neft does not run Python code of a task file unless you allow it"
         assert problem.got.startswith(found) or found in problem.got
         assert problem.hint == "read the code; if you trust it: NEFT_TRUST_TASK_CODE=1 neft ..."
-    assert not made(folder).exists()
+    assert not created_folder(folder).exists()
 
 
-def test_code_runs_where_the_variable_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And so the file above is one whose code would have run."""
+def test_run_tasks_runs_code_if_trusted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the code of the file above would have run without the check."""
     Path("task.yaml").write_text(CODE["a function"][0])
     monkeypatch.setenv(TRUST, "1")
     run("task.yaml")
-    assert made(folder).is_dir()
+    assert created_folder(folder).is_dir()
 
 
-def test_a_file_without_code_holds_none(folder: Path) -> None:
-    """An include of itself, an anchor that holds itself and a file that is no YAML do not hang or fail."""
+def test_code_in_task_without_code(folder: Path) -> None:
+    """An include of itself, an anchor that contains itself and a file that isn't YAML neither hang nor fail."""
     Path("task.yaml").write_text(TASK)
     Path("own.yaml").write_text(f"include: [task.yaml, own.yaml, absent.yaml]\n{TASK}a: &a [*a]\n")
     Path("broken.yaml").write_bytes(b"\xff{")
@@ -98,23 +100,23 @@ def test_a_file_without_code_holds_none(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("trusted", ["", "1"])
-def test_templates_can_not_reach_python(trusted: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even where the code of task files may run."""
+def test_run_tasks_sandboxes_templates(trusted: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Templates can't reach Python, even if task files are trusted."""
     monkeypatch.setenv(TRUST, trusted)
-    Path("task.yaml").write_text(TASK.replace("{{question}}", TEMPLATE.replace("MADE", str(made(folder)))))
+    Path("task.yaml").write_text(TASK.replace("{{question}}", TEMPLATE.replace("MADE", str(created_folder(folder)))))
     with pytest.raises(InputError, match="unsafe"):
         run("task.yaml")
-    assert not made(folder).exists()
+    assert not created_folder(folder).exists()
 
 
-def test_without_the_sandbox_they_reach_it(folder: Path) -> None:
-    """The harness's own environment makes the folder; its filters are in the sandbox, too, and behind it it is back."""
+def test_sandboxed_templates_restores_the_harness(folder: Path) -> None:
+    """The sandbox has the harness's filters; outside of it the harness's own environment creates the folder."""
     from lm_eval import utils
 
-    template = TEMPLATE.replace("MADE", str(made(folder)))
+    template = TEMPLATE.replace("MADE", str(created_folder(folder)))
     plain = utils.env
     with sandboxed_templates():
         assert utils.apply_template("{{ x | regex_replace('a', 'b') }}\n", {"x": "aa"}) == "bb\n"
     assert utils.env is plain
     utils.apply_template(template, {"question": "?"})
-    assert made(folder).is_dir()
+    assert created_folder(folder).is_dir()

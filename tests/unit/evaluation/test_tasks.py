@@ -2,7 +2,7 @@
 
 Oracles: plain loops in float32, one text and one token at a time, for the log-likelihood of every choice, for greedy
 answers and for a perplexity; the harness's own `simple_evaluate`; the same model without noise; and the same tasks in
-other batches.
+batches of a different size.
 """
 
 import json
@@ -13,7 +13,6 @@ import textwrap
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,15 +24,19 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from neftcli.data.chat import ChatFormat
+from neftcli.data.dataset import ExampleDataset
 from neftcli.errors import InputError
 from neftcli.evaluation import measurement as measure_module
 from neftcli.evaluation import tasks as tasks_module
+from neftcli.evaluation.held_out import EvalRows
 from neftcli.evaluation.measurement import ModelEvaluator
 from neftcli.evaluation.tasks import TaskResult, check_tasks, describe_settings, run_tasks
 from neftcli.models.chat_templates import CHATML
+from neftcli.models.registry import ModelReference
 from neftcli.neftune import neftune
-from neftcli.recipe.schema import Evaluation, TaskSettings
-from tests.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
+from neftcli.recipe.schema import Data, Evaluation, TaskSettings
+from tests.tiny import FAMILIES, Family, save_tiny, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 MODELS = {family: tiny_model(family) for family in FAMILIES}
@@ -127,7 +130,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def task_file(tmp_path: Path) -> Callable[..., str]:
-    """Writes a task, its rows and its functions to a folder, and returns the task's path."""
+    """Return a function that writes a task, its rows and its functions to a folder, and returns the task's path."""
 
     def write(content: str, rows: list[dict[str, Any]] = ROWS, folder: str = "tasks") -> str:
         place = tmp_path / folder
@@ -144,19 +147,19 @@ def task_file(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def small_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose tasks are the only ones the harness knows, as reading its own takes seconds."""
+def task_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Create a folder with the only tasks that the harness knows; reading its own takes seconds."""
     from lm_eval.tasks import TaskManager
 
     folder = tmp_path / "known"
     folder.mkdir()
     known = lambda built_in: TaskManager(include_defaults=False, include_path=folder)  # noqa: E731
-    monkeypatch.setattr(tasks_module, "_task_manager", known)
+    monkeypatch.setattr(tasks_module, "task_manager", known)
     return folder
 
 
 def choice_log_likelihoods(model: PreTrainedModel, row: dict[str, Any], autocast: Any = None) -> list[float]:
-    """Of each choice of a row, token by token."""
+    """Return the log-likelihood of each choice of a row, token by token."""
     values = []
     for choice in row["choices"]:
         start = len(TOKENIZER(row["question"])["input_ids"])
@@ -168,8 +171,8 @@ def choice_log_likelihoods(model: PreTrainedModel, row: dict[str, Any], autocast
     return values
 
 
-def weighed(values: list[float]) -> float:
-    """The same as `likelihood` of the tasks' functions: one number that depends on each choice."""
+def weighted_sum(values: list[float]) -> float:
+    """Return the result of `likelihood` in the tasks' functions: a number that depends on each choice."""
     return sum(value * 2**place for place, value in enumerate(values))
 
 
@@ -177,17 +180,17 @@ def weighed(values: list[float]) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_log_likelihoods_are_those_of_a_plain_loop(family: Family, task_file: Callable[..., str]) -> None:
-    """Of every choice of every row, in the order of the rows; within float32 (1e-5)."""
+def test_run_tasks_log_likelihoods_of_a_plain_loop(family: Family, task_file: Callable[..., str]) -> None:
+    """For every choice of every row, in the order of the rows; within float32 (1e-5)."""
     (result,) = run_tasks(MODELS[family], TOKENIZER, [task_file(LIKELIHOOD)], batch_size=3)
-    expected = [weighed(choice_log_likelihoods(MODELS[family], row)) for row in ROWS]
+    expected = [weighted_sum(choice_log_likelihoods(MODELS[family], row)) for row in ROWS]
     assert result.per_example == pytest.approx(expected, rel=1e-5)
     assert result.value == pytest.approx(sum(expected) / len(ROWS), rel=1e-5)
     assert (result.task, result.metric, result.higher_is_better) == ("fruit", "choices", False)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_values_do_not_depend_on_the_batch(batch_size: int, task_file: Callable[..., str]) -> None:
+def test_run_tasks_any_batch_size(batch_size: int, task_file: Callable[..., str]) -> None:
     file = task_file(LIKELIHOOD)
     (expected,) = run_tasks(MODELS["opt"], TOKENIZER, [file], 3)
     (result,) = run_tasks(MODELS["opt"], TOKENIZER, [file], batch_size)
@@ -198,10 +201,8 @@ def test_values_do_not_depend_on_the_batch(batch_size: int, task_file: Callable[
     ("metrics", "expected"),
     [(["acc", "acc_norm"], "acc_norm"), (["acc_norm", "acc"], "acc_norm"), (["exact_match", "acc"], "acc")],
 )
-def test_the_main_metric_is_the_normalised_accuracy_else_the_accuracy(
-    metrics: list[str], expected: str, task_file: Callable[..., str]
-) -> None:
-    """Hits of the likeliest choice, by the character where it is normalised."""
+def test_run_tasks_main_metric(metrics: list[str], expected: str, task_file: Callable[..., str]) -> None:
+    """acc_norm if there is one, else acc: hits of the likeliest choice, per character if normalised."""
     listed = "".join(
         f"      - metric: {metric}\n        aggregation: mean\n        higher_is_better: true\n" for metric in metrics
     )
@@ -220,7 +221,7 @@ def test_the_main_metric_is_the_normalised_accuracy_else_the_accuracy(
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
-def test_answers_are_those_of_a_greedy_loop(family: Family, task_file: Callable[..., str]) -> None:
+def test_run_tasks_answers_of_a_greedy_loop(family: Family, task_file: Callable[..., str]) -> None:
     """Up to the stop text or twelve tokens, from prompts of several lengths in one batch."""
     expected = []
     for row in ROWS:
@@ -236,8 +237,8 @@ def test_answers_are_those_of_a_greedy_loop(family: Family, task_file: Callable[
     assert len(set(expected)) > 1
 
 
-def test_a_metric_that_is_no_mean_has_no_value_a_document(task_file: Callable[..., str]) -> None:
-    """The perplexity a byte, exp(nats / bytes) over all rows; lower is better."""
+def test_run_tasks_metric_without_values_per_document(task_file: Callable[..., str]) -> None:
+    """The perplexity per byte is exp(nats / bytes) over all rows; lower is better."""
     (result,) = run_tasks(MODELS["llama"], TOKENIZER, [task_file(READING)], 2)
     nats, size = 0.0, 0
     for row in ROWS:
@@ -250,10 +251,10 @@ def test_a_metric_that_is_no_mean_has_no_value_a_document(task_file: Callable[..
     assert (result.metric, result.higher_is_better, result.per_example) == ("byte_perplexity", False, ())
 
 
-def test_values_are_those_of_the_harness_itself(
+def test_run_tasks_agrees_with_simple_evaluate(
     task_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With examples drawn at random in the prompts, and numbers that the task draws at random."""
+    """With random examples in the prompts, and random numbers drawn by the task."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -276,7 +277,7 @@ def test_values_are_those_of_the_harness_itself(
 EXAMPLES = f"""{LIKELIHOOD}
     fewshot_split: test
 """
-ASKED = {
+SETTINGS = {
     "plain": TaskSettings(),
     "examples": TaskSettings(num_fewshot=2),
     "template": TaskSettings(apply_chat_template=True),
@@ -295,16 +296,16 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_values_are_those_of_the_harness_itself_however_it_is_asked(
+@pytest.mark.parametrize("name", SETTINGS)
+def test_run_tasks_settings_agree_with_simple_evaluate(
     name: str, task_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chat template, examples, turns, limit, instruction: value and documents of its own `simple_evaluate`."""
+    """Chat template, examples, turns, limit, instruction: values and documents are those of `simple_evaluate`."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    asked, file = ASKED[name], Path(task_file(EXAMPLES))
+    settings, file = SETTINGS[name], Path(task_file(EXAMPLES))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(file.parent)
         patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
@@ -314,98 +315,106 @@ def test_values_are_those_of_the_harness_itself_however_it_is_asked(
             tasks=[str(file)],
             task_manager=TaskManager(include_defaults=False),
             bootstrap_iters=0,
-            num_fewshot=asked.num_fewshot,
-            limit=None if asked.limit is None else int(asked.limit) or asked.limit,
-            apply_chat_template=asked.apply_chat_template,
-            fewshot_as_multiturn=asked.multiturn(),
-            system_instruction=asked.system_instruction,
+            num_fewshot=settings.num_fewshot,
+            limit=None if settings.limit is None else int(settings.limit) or settings.limit,
+            apply_chat_template=settings.apply_chat_template,
+            fewshot_as_multiturn=settings.multiturn(),
+            system_instruction=settings.system_instruction,
         )
     assert found is not None
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "another cache")
-    (result,) = run_tasks(MODELS["llama"], chat_tokenizer(), [str(file)], 4, settings=asked)
+    (result,) = run_tasks(MODELS["llama"], chat_tokenizer(), [str(file)], 4, settings=settings)
     assert result.value == found["results"]["fruit"]["choices,none"]
     assert result.per_example == tuple(sample["choices"] for sample in found["samples"]["fruit"])
     assert len(result.per_example) == {"limit": 3, "share": 2}.get(name, len(ROWS))
 
 
-def test_settings_change_what_is_asked(task_file: Callable[..., str]) -> None:
-    """No two ways of asking give the same values, but for a limit, whose values are the first ones."""
+def test_run_tasks_settings_change_values(task_file: Callable[..., str]) -> None:
+    """No two settings give the same values, except for a limit, whose values are the first ones."""
     file = task_file(EXAMPLES)
     values = {
-        name: run_tasks(MODELS["llama"], chat_tokenizer(), [file], 4, settings=asked)[0].per_example
-        for name, asked in ASKED.items()
+        name: run_tasks(MODELS["llama"], chat_tokenizer(), [file], 4, settings=settings)[0].per_example
+        for name, settings in SETTINGS.items()
     }
     assert values["limit"] == pytest.approx(values["plain"][:3], rel=1e-5)
     assert values["share"] == pytest.approx(values["plain"][:2], rel=1e-5)
     assert len({found for name, found in values.items() if name not in ("limit", "share")}) == 7
 
 
-def test_a_task_that_says_no_examples_keeps_to_it_and_that_is_told(task_file: Callable[..., str]) -> None:
-    told: list[Any] = []
+def test_run_tasks_ignores_num_fewshot_for_zero_examples(task_file: Callable[..., str]) -> None:
+    notices: list[Any] = []
     file = task_file(f"{EXAMPLES}    num_fewshot: 0\n")
-    observer = SimpleNamespace(notify=told.append)
-    (result,) = run_tasks(MODELS["llama"], TOKENIZER, [file], 4, observer=observer, settings=ASKED["examples"])
+    observer = SimpleNamespace(notify=notices.append)
+    (result,) = run_tasks(MODELS["llama"], TOKENIZER, [file], 4, observer=observer, settings=SETTINGS["examples"])
     (plain,) = run_tasks(MODELS["llama"], TOKENIZER, [file], 4)
     assert result == plain
-    assert [notice.message for notice in told] == ["fruit: its file sets 0 examples; --num-fewshot is ignored"]
+    assert [notice.message for notice in notices] == ["fruit: its file sets 0 examples; --num-fewshot is ignored"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("settings", "expected"),
     [
         (TaskSettings(fewshot_as_multiturn=True), "fewshot_as_multiturn needs the chat template"),
         (TaskSettings(limit=2.5), "limit must be a number of documents, or a share below 1"),
         (TaskSettings(apply_chat_template=True), "apply_chat_template needs a chat template, and this model has none"),
     ],
 )
-def test_settings_that_can_not_be_used(asked: TaskSettings, says: str, task_file: Callable[..., str]) -> None:
+def test_run_tasks_invalid_settings(settings: TaskSettings, expected: str, task_file: Callable[..., str]) -> None:
     file = task_file(EXAMPLES)
-    assert says in message(lambda: run_tasks(MODELS["llama"], TOKENIZER, [file], 4, settings=asked))
+    assert expected in message(lambda: run_tasks(MODELS["llama"], TOKENIZER, [file], 4, settings=settings))
 
 
-def test_described_names_every_setting_that_is_not_the_harness_s_own() -> None:
+def test_describe_settings() -> None:
     assert describe_settings(TaskSettings()) == ""
-    assert describe_settings(ASKED["template, turns"]) == (
+    assert describe_settings(SETTINGS["template, turns"]) == (
         "in the model's chat template; with 2 examples before each question, as separate turns"
     )
-    assert describe_settings(ASKED["limit"]) == "on the first 3 documents of each task"
-    assert describe_settings(ASKED["share"]) == "on the first 0.3 of the documents of each task"
-    assert describe_settings(ASKED["instruction"]) == "with a system instruction"
+    assert describe_settings(SETTINGS["limit"]) == "on the first 3 documents of each task"
+    assert describe_settings(SETTINGS["share"]) == "on the first 0.3 of the documents of each task"
+    assert describe_settings(SETTINGS["instruction"]) == "with a system instruction"
 
 
-def test_results_of_other_settings_or_another_template_are_not_used_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each way of asking is measured once, and found again."""
-    measured: list[TaskSettings] = []
+def run_task(folder: Path, task: str, settings: TaskSettings, template: str = CHATML) -> TaskResult:
+    """Return the result of a task by a model whose home is the folder, without rows and answers."""
+    save_tiny(folder / "model", "llama")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    target: Any = SimpleNamespace(
+        home=folder,
+        name="tiny",
+        reference=ModelReference("tiny", "folder", str(folder / "model")),
+        recipe=SimpleNamespace(model=SimpleNamespace(trust_remote_code=False)),
+        load_chat_format=lambda *_: ChatFormat(tokenizer),
+        identity=lambda _: {},
+    )
+    rows = EvalRows(ExampleDataset.from_rows([]), Data(), "messages", "rows.jsonl", "rows")
+    compute: Any = SimpleNamespace(autocast=nullcontext)
+    observer = SimpleNamespace(notify=lambda event: None)
+    evaluation = Evaluation(tasks=(task,), task_settings=settings)
+    evaluator = ModelEvaluator(target, rows, evaluation, compute, 0, observer, answers=False, model=MODELS["llama"])
+    [result] = evaluator.run().tasks
+    return result
+
+
+def test_model_evaluator_caches_tasks_by_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task is run once for each settings, and once for each chat template if it is applied."""
+    runs: list[TaskSettings] = []
 
     def run(*arguments: Any) -> list[TaskResult]:
-        measured.append(arguments[-1])
-        return [TaskResult("arc", "acc", float(len(measured)), True, (1.0, 0.0), "hash")]
+        runs.append(arguments[-1])
+        return [TaskResult("arc", "acc", float(len(runs)), True, (1.0, 0.0), "hash")]
 
     monkeypatch.setattr(measure_module, "run_tasks", run)
-    (tmp_path / "evaluation").mkdir()
-    home = SimpleNamespace(home=tmp_path, name="tiny")
-    compute = SimpleNamespace(autocast=nullcontext)
 
-    def value(asked: TaskSettings, template: str = CHATML) -> float:
-        fake: Any = SimpleNamespace(
-            target=home,
-            compute=compute,
-            observer=SimpleNamespace(notify=lambda event: None),
-            settings=Evaluation(task_settings=asked),
-            _identity={},
-            _tokenizer=SimpleNamespace(chat_template=template),
-            _load_model=lambda: None,
-        )
-        fake._open_cache = partial(ModelEvaluator._open_cache, fake)
-        return ModelEvaluator._compute_task(fake, "arc")[0].value
+    def value(settings: TaskSettings, template: str = CHATML) -> float:
+        return run_task(tmp_path, "arc", settings, template).value
 
-    first = [value(asked) for asked in ASKED.values()]
-    assert first == [float(number) for number in range(1, len(ASKED) + 1)]
-    assert [value(asked) for asked in ASKED.values()] == first
-    assert value(ASKED["template"], "another") == len(ASKED) + 1
-    assert value(ASKED["plain"], "another") == 1.0
+    first = [value(settings) for settings in SETTINGS.values()]
+    assert first == [float(number) for number in range(1, len(SETTINGS) + 1)]
+    assert [value(settings) for settings in SETTINGS.values()] == first
+    other_template = CHATML + "{# edited #}"
+    assert value(SETTINGS["template"], other_template) == len(SETTINGS) + 1
+    assert value(SETTINGS["plain"], other_template) == 1.0
 
 
 def test_model_evaluator_runs_a_task_file_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,24 +423,15 @@ def test_model_evaluator_runs_a_task_file_each_time(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(
         measure_module, "run_tasks", lambda *_arguments: [TaskResult("mine", "acc", next(values), True, (), "hash")]
     )
-    evaluator: Any = SimpleNamespace(
-        target=SimpleNamespace(home=tmp_path, name="tiny"),
-        compute=SimpleNamespace(autocast=nullcontext),
-        observer=SimpleNamespace(notify=lambda event: None),
-        settings=Evaluation(),
-        _tokenizer=None,
-        _load_model=lambda: None,
-    )
     file = tmp_path / "mine.yaml"
     for value in (0.25, 0.75):
         file.write_text(f"task: mine\nnum_fewshot: {value:.0f}\n")
-        [result] = ModelEvaluator._compute_task(evaluator, str(file))
-        assert result.value == value
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+        assert run_task(tmp_path, str(file), TaskSettings()).value == value
+    assert list((tmp_path / "evaluation").glob("*.jsonl")) == []
 
 
-def test_bfloat16_is_the_arithmetic_of_the_model_but_not_of_the_sums(task_file: Callable[..., str]) -> None:
-    """Logits come in the caller's autocast; their log-softmax is float32's, to 1e-6 of a loop that computes it so."""
+def test_run_tasks_bfloat16(task_file: Callable[..., str]) -> None:
+    """Logits are computed in the caller's autocast, their log-softmax in float32, as in a plain loop (1e-6)."""
     model = tiny_model("llama")
     file = task_file(LIKELIHOOD)
     seen = []
@@ -443,7 +443,7 @@ def test_bfloat16_is_the_arithmetic_of_the_model_but_not_of_the_sums(task_file: 
     (result,) = run_tasks(model, TOKENIZER, [file], 1, autocast)
     assert set(seen) == {torch.bfloat16}
     assert result.per_example != plain.per_example
-    expected = [weighed(choice_log_likelihoods(model, row, autocast)) for row in ROWS]
+    expected = [weighted_sum(choice_log_likelihoods(model, row, autocast)) for row in ROWS]
     assert result.per_example == pytest.approx(expected, rel=1e-6)
 
 
@@ -451,8 +451,8 @@ def test_bfloat16_is_the_arithmetic_of_the_model_but_not_of_the_sums(task_file: 
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_attached_noise_changes_nothing(training: bool, task_file: Callable[..., str]) -> None:
-    """Results are the same to the bit, and the model goes back to its mode."""
+def test_run_tasks_with_attached_noise(training: bool, task_file: Callable[..., str]) -> None:
+    """Results are bit-identical, and the model returns to its mode."""
     model = MODELS["gemma"].train(training)
     files = [task_file(LIKELIHOOD), task_file(WRITING)]
     expected = run_tasks(model, TOKENIZER, files, 3)
@@ -461,8 +461,8 @@ def test_attached_noise_changes_nothing(training: bool, task_file: Callable[...,
     assert {module.training for module in model.modules()} == {training}
 
 
-def test_an_adapter_without_effect_changes_nothing(task_file: Callable[..., str]) -> None:
-    """A PEFT model is evaluated as it is; fresh LoRA matrices have a product of zero."""
+def test_run_tasks_with_an_untrained_adapter(task_file: Callable[..., str]) -> None:
+    """A PEFT model with new LoRA matrices, whose product is zero, has the base model's results."""
     files = [task_file(LIKELIHOOD), task_file(WRITING)]
     expected = run_tasks(MODELS["llama"], TOKENIZER, files, 3)
     settings = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])
@@ -470,14 +470,14 @@ def test_an_adapter_without_effect_changes_nothing(task_file: Callable[..., str]
     assert run_tasks(adapted, TOKENIZER, files, 3) == expected
 
 
-def test_an_output_layer_of_its_own_stays_its_own(task_file: Callable[..., str]) -> None:
-    """The harness ties weights where the configuration says so; here they are not, and the loaded model counts."""
+def test_run_tasks_keeps_untied_weights(task_file: Callable[..., str]) -> None:
+    """The harness ties weights if the configuration says so, but these are not tied in the loaded model."""
     model = tiny_model("opt")
     with torch.no_grad():
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0))
     before = {name: weight.clone() for name, weight in model.named_parameters(remove_duplicate=False)}
     (result,) = run_tasks(model, TOKENIZER, [task_file(LIKELIHOOD)], 3)
-    expected = [weighed(choice_log_likelihoods(model, row)) for row in ROWS]
+    expected = [weighted_sum(choice_log_likelihoods(model, row)) for row in ROWS]
     assert result.per_example == pytest.approx(expected, rel=1e-5)
     after = dict(model.named_parameters(remove_duplicate=False))
     assert before.keys() == after.keys()
@@ -485,7 +485,7 @@ def test_an_output_layer_of_its_own_stays_its_own(task_file: Callable[..., str])
     assert "tie_weights" not in vars(model)
 
 
-def test_random_states_and_the_tokenizer_are_left_as_they_were(task_file: Callable[..., str]) -> None:
+def test_run_tasks_restores_random_states_and_tokenizer(task_file: Callable[..., str]) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
     for seed in (random.seed, np.random.seed, torch.manual_seed):
@@ -496,10 +496,10 @@ def test_random_states_and_the_tokenizer_are_left_as_they_were(task_file: Callab
     assert tokenizer.pad_token is None
 
 
-def test_callers_seeds_change_nothing(
+def test_run_tasks_ignores_the_callers_seeds(
     task_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a task draws at random is the same for two models, whatever was drawn before."""
+    """A task draws the same random numbers for two models, whatever was drawn before."""
     file = task_file(NUMBERED)
     results = []
     for seed in (1, 2):
@@ -509,8 +509,8 @@ def test_callers_seeds_change_nothing(
     assert results[0] == results[1]
 
 
-def test_stdout_is_left_to_the_results(task_file: Callable[..., str], capfd: pytest.CaptureFixture[str]) -> None:
-    """What a task prints goes to stderr; there are no bars of the harness's model."""
+def test_run_tasks_prints_nothing_on_stdout(task_file: Callable[..., str], capfd: pytest.CaptureFixture[str]) -> None:
+    """Output of a task goes to stderr, without the progress bars of the harness."""
     run_tasks(MODELS["llama"], TOKENIZER, [task_file(text) for text in (NUMBERED, WRITING, READING)], 2)
     captured = capfd.readouterr()
     assert captured.out == ""
@@ -526,10 +526,8 @@ def test_stdout_is_left_to_the_results(task_file: Callable[..., str], capfd: pyt
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 @pytest.mark.parametrize("content", [LIKELIHOOD, WRITING, READING])
-def test_the_batch_is_halved_where_memory_is_short(
-    content: str, error: Exception, task_file: Callable[..., str]
-) -> None:
-    """Three texts at once are too many: sixteen become two, and the values are the same."""
+def test_run_tasks_halves_the_batch_on_oom(content: str, error: Exception, task_file: Callable[..., str]) -> None:
+    """Three texts are too many at once: the batch size of 16 becomes 2, and the values are the same."""
     model = tiny_model("llama")
     file = task_file(content)
     (expected,) = run_tasks(model, TOKENIZER, [file], 16)
@@ -548,8 +546,8 @@ def test_the_batch_is_halved_where_memory_is_short(
     assert sizes[-1] <= 2
 
 
-def test_what_does_not_fit_alone_fails(task_file: Callable[..., str]) -> None:
-    """And another error of the model is no shortage of memory."""
+def test_run_tasks_oom_of_one_text(task_file: Callable[..., str]) -> None:
+    """It fails, and so does any other error of the model."""
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("shapes differ")):
         model = tiny_model("llama")
         model.register_forward_pre_hook(_raising(error))
@@ -568,15 +566,15 @@ def _raising(error: Exception) -> Callable[..., None]:
 # Tasks and documents
 
 
-def test_no_task_is_no_work() -> None:
+def test_run_tasks_no_tasks() -> None:
     check_tasks([])
     assert run_tasks(MODELS["llama"], TOKENIZER, [], 2) == []
 
 
-def test_files_are_looked_for_beside_the_task(
+def test_run_tasks_files_relative_to_the_task(
     task_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From any working folder, and not mixed up with another task's file of the same name or an earlier version."""
+    """Data files are relative to the task's file; files of the same name and earlier versions are not mixed up."""
     monkeypatch.chdir(tmp_path)
     first = Path(task_file(LIKELIHOOD, ROWS[:2], "first")).relative_to(tmp_path)
     second = Path(task_file(LIKELIHOOD, ROWS[2:], "second")).relative_to(tmp_path)
@@ -593,8 +591,8 @@ def test_files_are_looked_for_beside_the_task(
     assert Path.cwd() == tmp_path
 
 
-def test_documents_tell_whether_results_may_be_paired(task_file: Callable[..., str]) -> None:
-    """The same for any model, and other where a row is missing, changed or in another place."""
+def test_run_tasks_documents_hash(task_file: Callable[..., str]) -> None:
+    """The hash is the same for any model, and differs if a row is missing, changed or moved."""
     file = task_file(LIKELIHOOD)
     (first,) = run_tasks(MODELS["llama"], TOKENIZER, [file], 4)
     (other_model,) = run_tasks(MODELS["opt"], TOKENIZER, [file], 4)
@@ -608,8 +606,8 @@ def test_documents_tell_whether_results_may_be_paired(task_file: Callable[..., s
     assert len({first.documents, *others}) == 4
 
 
-def test_a_task_has_one_result_whatever_stands_beside_it(task_file: Callable[..., str]) -> None:
-    """In the order asked for; a task named twice is run once."""
+def test_run_tasks_order_and_repeats(task_file: Callable[..., str]) -> None:
+    """Results are in the order of the names; a task named twice is run once."""
     fruit, writing = task_file(NUMBERED), task_file(WRITING)
 
     def run(*files: str) -> list[TaskResult]:
@@ -632,23 +630,23 @@ MEAN = """
 
 
 @pytest.fixture
-def garden(small_index: Path, tmp_path: Path) -> Callable[[str], None]:
-    """Two known tasks with a tag and unequal numbers of rows, and a group of them."""
+def garden(task_index: Path, tmp_path: Path) -> Callable[[str], None]:
+    """Write two known tasks with a tag and unequal numbers of rows, and a group of them."""
     for name, rows in (("fruit", ROWS[:2]), ("herbs", ROWS[2:])):
         file = tmp_path / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         content = (FRUIT + ACCURACY).replace("rows.jsonl", str(file))
         content = content.replace("task: fruit", f"task: {name}\n    tag: plants")
-        (small_index / f"{name}.yaml").write_text(textwrap.dedent(content), encoding="utf-8")
+        (task_index / f"{name}.yaml").write_text(textwrap.dedent(content), encoding="utf-8")
 
     def write(mean: str) -> None:
-        (small_index / "garden.yaml").write_text(textwrap.dedent(GROUP + mean), encoding="utf-8")
+        (task_index / "garden.yaml").write_text(textwrap.dedent(GROUP + mean), encoding="utf-8")
 
     return write
 
 
-def test_a_group_with_a_mean_is_one_result(garden: Callable[[str], None]) -> None:
-    """Over the documents of all its tasks; where each task counts alike, no mean of documents."""
+def test_run_tasks_group_with_a_mean(garden: Callable[[str], None]) -> None:
+    """The mean is over the documents of all its tasks; if tasks have equal weight, there are no values per document."""
     fruit, herbs = run_tasks(MODELS["llama"], TOKENIZER, ["fruit", "herbs"], 4)
     garden(MEAN.format(by_size="true"))
     (by_size,) = run_tasks(MODELS["llama"], TOKENIZER, ["garden"], 4)
@@ -663,16 +661,16 @@ def test_a_group_with_a_mean_is_one_result(garden: Callable[[str], None]) -> Non
     assert by_task.documents == by_size.documents
 
 
-def test_a_tag_or_a_group_without_a_mean_is_a_result_for_each_task(garden: Callable[[str], None]) -> None:
+def test_run_tasks_tag_or_group_without_a_mean(garden: Callable[[str], None]) -> None:
     expected = run_tasks(MODELS["llama"], TOKENIZER, ["fruit", "herbs"], 4)
     garden("")
     assert run_tasks(MODELS["llama"], TOKENIZER, ["garden"], 4) == expected
     assert run_tasks(MODELS["llama"], TOKENIZER, ["plants"], 4) == expected
 
 
-def test_a_group_is_refused_for_one_of_its_tasks(garden: Callable[[str], None], small_index: Path) -> None:
+def test_check_tasks_rejects_a_group_for_one_of_its_tasks(garden: Callable[[str], None], task_index: Path) -> None:
     garden(MEAN.format(by_size="true"))
-    with (small_index / "herbs.yaml").open("a", encoding="utf-8") as file:
+    with (task_index / "herbs.yaml").open("a", encoding="utf-8") as file:
         file.write("unsafe_code: true\n")
     check_tasks(["fruit"])
     for name in ("herbs", "plants", "garden"):
@@ -680,10 +678,10 @@ def test_a_group_is_refused_for_one_of_its_tasks(garden: Callable[[str], None], 
 
 
 @pytest.mark.parametrize("place", ["import", "compute"])
-def test_known_tasks_take_no_metric_from_the_current_folder(
-    place: str, small_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_run_tasks_ignores_metrics_in_the_current_folder(
+    place: str, task_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The harness's own tasks load metrics by name, and `evaluate` runs a folder's code of that name first."""
+    """The harness loads metrics by name, and `evaluate` would first run the code of a local folder of that name."""
     file, made = tmp_path / "rows.jsonl", tmp_path / "made"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     load = f"    try: evaluate.load('bleu')\n    except Exception: open({str(tmp_path / 'asked')!r}, 'w').close()\n"
@@ -691,13 +689,13 @@ def test_known_tasks_take_no_metric_from_the_current_folder(
         "import": f"def ask():\n{load}ask()\ndef score(items): return 0.5\n",
         "compute": f"def score(items):\n{load}    return 0.5\n",
     }[place]
-    (small_index / "own.py").write_text(f"import evaluate\n{body}", encoding="utf-8")
+    (task_index / "own.py").write_text(f"import evaluate\n{body}", encoding="utf-8")
     content = (
         (FRUIT + ACCURACY)
         .replace("rows.jsonl", str(file))
         .replace("aggregation: mean", "aggregation: !function own.score")
     )
-    (small_index / "fruit.yaml").write_text(textwrap.dedent(content), encoding="utf-8")
+    (task_index / "fruit.yaml").write_text(textwrap.dedent(content), encoding="utf-8")
     (tmp_path / "bleu").mkdir()
     (tmp_path / "bleu" / "bleu.py").write_text(f"import os\nos.mkdir({str(made)!r})\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -716,7 +714,7 @@ def message(call: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_tasks_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks_module, "find_spec", lambda name: None)
     assert message(lambda: check_tasks(["arc_easy", "mmlu"])) == (
         "evaluation.tasks needs lm-evaluation-harness, which is not installed\n"
@@ -726,23 +724,23 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_every_task_of_the_harness_is_known() -> None:
-    """Reads its whole index."""
+def test_check_tasks_accepts_tasks_of_the_harness() -> None:
+    """The harness reads its whole index."""
     try:
         check_tasks(["arc_easy", "mmlu", "ai2_arc", "truthfulqa_mc2"])
     finally:
-        tasks_module._task_manager.cache_clear()
+        tasks_module.task_manager.cache_clear()
 
 
-def test_names_that_the_harness_knows_and_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against some of its own tasks; all problems are told at once."""
+def test_check_tasks_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known names are accepted; all problems with others are reported together."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     own = Path(lm_eval.__file__).parent / "tasks"
     folders = [own / name for name in ("arc", "hellaswag", "humaneval", "mmmu", "mmlu/default")]
     manager = TaskManager(include_defaults=False, include_path=folders)
-    monkeypatch.setattr(tasks_module, "_task_manager", lambda built_in: manager)
+    monkeypatch.setattr(tasks_module, "task_manager", lambda built_in: manager)
     check_tasks(["arc_easy", "mmlu", "ai2_arc"])
     assert message(lambda: check_tasks(["arc_easy", "hela_swag", "humaneval", "mmmu_val", "qqqqqq"])) == (
         "evaluation.tasks: lm-evaluation-harness has no such task\n"
@@ -764,7 +762,7 @@ def test_names_that_the_harness_knows_and_others(monkeypatch: pytest.MonkeyPatch
     )
 
 
-def test_files_that_are_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_tasks_invalid_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("fruit.yaml").write_text("dataset_path: json\ntest_split: test\n", encoding="utf-8")
     Path("list.yaml").write_text("- fruit\n", encoding="utf-8")
@@ -822,8 +820,8 @@ def test_files_that_are_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ),
     ],
 )
-def test_tasks_that_cannot_be_loaded(replaced: str, by: str, expected: str, task_file: Callable[..., str]) -> None:
-    """Nothing is evaluated before all are loaded, and the model is left as it was."""
+def test_run_tasks_that_cannot_be_loaded(replaced: str, by: str, expected: str, task_file: Callable[..., str]) -> None:
+    """Nothing is evaluated before all tasks are loaded, and the model is unchanged."""
     model = tiny_model("llama")
     model.register_forward_pre_hook(_raising(AssertionError("evaluated")))
     file = task_file(FRUIT.replace(replaced, by))
@@ -832,7 +830,7 @@ def test_tasks_that_cannot_be_loaded(replaced: str, by: str, expected: str, task
     assert model.training
 
 
-def test_a_package_that_a_task_needs(task_file: Callable[..., str]) -> None:
+def test_run_tasks_missing_package(task_file: Callable[..., str]) -> None:
     file = task_file(FRUIT)
     Path(file).with_name("counted.py").write_text("import no_such_package\n", encoding="utf-8")
     Path(file).write_text(f"{textwrap.dedent(FRUIT)}process_docs: !function counted.numbered\n", encoding="utf-8")

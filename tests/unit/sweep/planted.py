@@ -20,10 +20,10 @@ def plan(*sets: str) -> list[Cell]:
     return plan_cells(resolve_recipe(layers), layers)
 
 
-def measured(
+def planted_results(
     cells: list[Cell], gaps: dict[float, float], *, seed_spread: float = 0.0, number: int = 0, prompts: int = ROWS
 ) -> dict[str, dict[str, Any]]:
-    """Losses of 5 to 9 tokens a row, with a gap in nats a token for each alpha, and a part of each arm and seed."""
+    """Return losses of rows of 5 to 9 tokens, with a gap in nats per token for each alpha and a spread of seeds."""
     rows = np.random.default_rng(number)
     hard, tokens = rows.gamma(2, 1, ROWS), rows.integers(5, 10, ROWS)
     found = {}
@@ -41,16 +41,16 @@ def measured(
     return found
 
 
-def shifted(content: dict[str, dict[str, Any]], cell: Cell, gap: float, metric: str = HELD_OUT_LOSS) -> None:
-    """Makes a cell worse by a gap in nats a token."""
+def shift(content: dict[str, dict[str, Any]], cell: Cell, gap: float, metric: str = HELD_OUT_LOSS) -> None:
+    """Make a cell worse by a gap in nats per token."""
     found = content[cell.key]["metrics"][metric]
     weights = found["weights"] or [1.0] * ROWS
     found["values"] = [value + gap * weight for value, weight in zip(found["values"], weights, strict=True)]
 
 
 def with_win_rates(cells: list[Cell], rates: dict[Arm, float]) -> dict[str, dict[str, Any]]:
-    """Scores against alpha 0 of the same options, 1 or 0, with the share of ones given; alpha 0 has a half."""
-    content = measured(cells, dict.fromkeys({cell.arm.alpha for cell in cells}, 0.0))
+    """Return scores of 1 or 0 against alpha 0 with the same options, with the given share of ones; alpha 0 has 0.5."""
+    content = planted_results(cells, dict.fromkeys({cell.arm.alpha for cell in cells}, 0.0))
     for number, cell in enumerate(cells):
         wins = np.random.default_rng((number, 2)).random(ROWS) < rates.get(cell.arm, 0.5)
         values = wins.astype(float).tolist() if cell.arm.alpha else [0.5] * ROWS

@@ -1,6 +1,6 @@
-"""A cell in this process: what is kept of it when something goes wrong, and what is not believed.
+"""Cells in this process: failures, stops and damaged files.
 
-Oracles: the files of the same cell that nothing disturbed, and a trainer that must not be called.
+Oracles: the files of the same cell without failures, and a trainer that must not be called.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from neftcli.training.signals import StopSignal
 from neftcli.training.train import train
 
 
-class Told:
-    """Keeps what it is told, and asks for a stop at the first event of a kind."""
+class RecordingObserver:
+    """Observer that stores all events, and requests a stop at the first event of a kind."""
 
     def __init__(self, stops_at: type[object] | None = None) -> None:
         self.events: list[Event] = []
         self._stops_at = stops_at
 
     def notify(self, event: Event) -> None:
-        """Keeps one."""
+        """Store an event."""
         self.events.append(event)
 
-    def asked(self) -> bool:
-        """Whether such an event came."""
+    def is_stop_requested(self) -> bool:
+        """Return whether an event of the kind was received."""
         return self._stops_at is not None and any(isinstance(event, self._stops_at) for event in self.events)
 
 
@@ -71,8 +71,8 @@ def recipe(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) 
     return load_recipe("quickstart", [parse_assignment(f"{key}={value}") for key, value in sets.items()])
 
 
-def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on nothing may be trained."""
+def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make any training from now on fail."""
 
     def fail(*_arguments: Any, **_named: Any) -> None:
         raise AssertionError("trained again")
@@ -80,8 +80,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neftcli.training.train.train", fail)
 
 
-def numbers(run: RunDirectory) -> dict[str, Any]:
-    """What was measured, without how long that took."""
+def read_values(run: RunDirectory) -> dict[str, Any]:
+    """Return the evaluation of a cell without its duration."""
     content: dict[str, Any] = json.loads((run.path / EVALUATION).read_text())
     content.pop("seconds")
     return content
@@ -89,80 +89,76 @@ def numbers(run: RunDirectory) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [InputError(Problem("no such task")), NeftError("x"), ValueError("a fault")])
-def test_what_fails_behind_the_training_leaves_a_finished_run(error: Exception, recipe: Recipe) -> None:
+def test_train_on_finish_failure_leaves_a_finished_run(error: Exception, recipe: Recipe) -> None:
     def on_finish(*_found: Any) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        train(recipe, Told(), on_finish=on_finish)
+        train(recipe, RecordingObserver(), on_finish=on_finish)
     run = CellRuns(Path(recipe.output_dir)).finished(recipe_fingerprint(recipe))
     assert run is not None
     assert not run.checkpoints.exists()
 
 
 @pytest.mark.slow
-def test_the_losses_of_the_last_evaluation_are_not_computed_again(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """That they are the same numbers as those of the saved run, the next test shows."""
+def test_run_cell_reuses_the_last_losses(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of the record; the next test compares them with those of the saved run."""
     monkeypatch.setattr("neftcli.evaluation.measurement.iter_losses", lambda *_arguments: 1 / 0)
-    run = RunDirectory(Path(run_cell(recipe, AssetCache(), Told(), StopSignal())))
-    losses = numbers(run)["metrics"]["held_out_loss"]
+    run = RunDirectory(Path(run_cell(recipe, AssetCache(), RecordingObserver(), StopSignal())))
+    losses = read_values(run)["metrics"]["held_out_loss"]
     record = json.loads((run.path / "run.json").read_text())
     mean = sum(losses["values"]) / sum(losses["weights"])  # nats of each row, and its tokens with loss
     assert mean == pytest.approx(record["results"]["held_out_loss"], rel=1e-12)
 
 
 @pytest.mark.slow
-def test_a_cell_whose_measuring_failed_is_only_measured_and_to_the_same_numbers(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once it failed, once it was stopped behind its first losses, twice its file was spoilt; each is mended."""
-    folder = run_cell(recipe, AssetCache(), Told(), StopSignal())
+def test_run_cell_only_evaluates_a_finished_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After damaged files, a failure and a stop the cell is evaluated with the same values, without training."""
+    folder = run_cell(recipe, AssetCache(), RecordingObserver(), StopSignal())
     run, asset_cache = RunDirectory(Path(folder)), AssetCache()
-    undisturbed = numbers(run)
-    untrained(monkeypatch)
-    for spoilt in ("", "{", "[]", json.dumps({"settings": evaluation_key(recipe)})):
-        (run.path / EVALUATION).write_text(spoilt)
+    expected = read_values(run)
+    forbid_training(monkeypatch)
+    for damaged in ("", "{", "[]", json.dumps({"settings": evaluation_key(recipe)})):
+        (run.path / EVALUATION).write_text(damaged)
         assert read_evaluation(run, recipe) is None
     for store in (run.path / "evaluation").glob("*.jsonl"):
         store.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(ModelEvaluator, "run", lambda _self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run_cell(recipe, asset_cache, Told(), StopSignal())
-    told = Told(stops_at=PhaseProgress)
+            run_cell(recipe, asset_cache, RecordingObserver(), StopSignal())
+    observer = RecordingObserver(stops_at=PhaseProgress)
     with pytest.raises(Preempted):
-        run_cell(recipe, asset_cache, told, StopSignal(told.asked))
+        run_cell(recipe, asset_cache, observer, StopSignal(observer.is_stop_requested))
     assert json.loads((run.path / "run.json").read_text())["status"] == "finished"
-    told = Told()
-    assert run_cell(recipe, asset_cache, told, StopSignal()) == folder
-    assert numbers(run) == undisturbed
-    assert told.events.count(CellEvaluationStarted()) == 1
-    assert Phase(PhaseId.LOADING_MODEL) not in told.events, "the base model is not loaded"
+    observer = RecordingObserver()
+    assert run_cell(recipe, asset_cache, observer, StopSignal()) == folder
+    assert read_values(run) == expected
+    assert observer.events.count(CellEvaluationStarted()) == 1
+    assert Phase(PhaseId.LOADING_MODEL) not in observer.events, "the base model is not loaded"
 
 
 @pytest.mark.slow
-def test_a_cells_own_recipe_does_not_say_whether_code_runs(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody's finished cell, not measured, by a recipe that trusts."""
-    run = RunDirectory(Path(run_cell(recipe, AssetCache(), Told(), StopSignal())))
+def test_run_cell_does_not_trust_the_runs_recipe(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saved recipe of a finished, unevaluated cell trusts remote code; that doesn't count."""
+    run = RunDirectory(Path(run_cell(recipe, AssetCache(), RecordingObserver(), StopSignal())))
     (run.path / EVALUATION).unlink()
     text = (run.path / "recipe.yaml").read_text()
     (run.path / "recipe.yaml").write_text(text.replace("trust_remote_code: false", "trust_remote_code: true"))
     trusted: list[bool] = []
     load = ModelEvaluator.__init__
 
-    def watched(self: ModelEvaluator, subject: Any, *arguments: Any, **named: Any) -> None:
+    def init(self: ModelEvaluator, subject: Any, *arguments: Any, **named: Any) -> None:
         trusted.append(subject.recipe.model.trust_remote_code)
         load(self, subject, *arguments, **named)
 
-    monkeypatch.setattr(ModelEvaluator, "__init__", watched)
-    run_cell(recipe, AssetCache(), Told(), StopSignal())
+    monkeypatch.setattr(ModelEvaluator, "__init__", init)
+    run_cell(recipe, AssetCache(), RecordingObserver(), StopSignal())
     assert trusted == [False]
 
 
 @pytest.mark.parametrize("place", ["settings", "prompts", "references", "answers", "metrics"])
-def test_a_damaged_file_of_numbers_counts_as_none(place: str, recipe: Recipe, tmp_path: Path) -> None:
+def test_read_evaluation_damaged_file(place: str, recipe: Recipe, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     (tmp_path / "evaluation").mkdir()
     whole: dict[str, Any] = {
@@ -208,17 +204,17 @@ def test_find_resume_state_removes_links_not_their_targets(tmp_path: Path) -> No
         (ValueError("a fault"), True),
     ],
 )
-def test_only_a_fault_is_tried_again(error: Exception, again: bool) -> None:
+def test_describe_error_retry(error: Exception, again: bool) -> None:
     outcome = failed_outcome(error)
     assert (outcome.status, outcome.may_retry) == ("failed", again)
     assert outcome.problems
 
 
 def stopped_cell(recipe: Recipe) -> RunDirectory:
-    """A run of the cell's recipe that was stopped behind its first update."""
+    """Return a run of the cell's recipe that was preempted after its first step."""
     saving = replace(recipe, checkpoints=replace(recipe.checkpoints, save_steps=1))
     with pytest.raises(Preempted):
-        run_cell(saving, AssetCache(), Told(), AfterUpdate())
+        run_cell(saving, AssetCache(), RecordingObserver(), StopInTraining())
     [run] = [RunDirectory(path.parent) for path in Path(recipe.output_dir).glob("*/run.json")]
     assert list(run.checkpoints.glob("*/manifest.json"))
     return run
@@ -226,31 +222,31 @@ def stopped_cell(recipe: Recipe) -> RunDirectory:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stops_at", "statuses"), [(None, []), (Phase, []), (DataReady, ["preempted"])])
-def test_a_cell_that_is_to_stop_does_no_update_and_leaves_nothing_to_go_on_with(
+def test_run_cell_stop_before_training_leaves_nothing(
     stops_at: type[object] | None, statuses: list[str], recipe: Recipe
 ) -> None:
-    """A worker is told so by no signal: before the cell is begun, while it reads, and while its model is loaded."""
-    told, cells = Told(stops_at), Path(recipe.output_dir)
+    """A stop is requested before the cell starts, while rows are read, and while the model is loaded."""
+    observer, cells = RecordingObserver(stops_at), Path(recipe.output_dir)
     with pytest.raises(Preempted):
-        run_cell(recipe, AssetCache(), told, StopSignal(told.asked if stops_at else lambda: True))
-    assert not [event for event in told.events if isinstance(event, TrainingProgress)]
+        run_cell(recipe, AssetCache(), observer, StopSignal(observer.is_stop_requested if stops_at else lambda: True))
+    assert not [event for event in observer.events if isinstance(event, TrainingProgress)]
     assert [json.loads(file.read_text())["status"] for file in cells.glob("*/run.json")] == statuses
     assert CellRuns(cells).find_resume_state(recipe_fingerprint(recipe), recipe) is None
     assert not list(cells.glob("*"))
 
 
-class AfterUpdate(StopSignal):
-    """Asks for a stop as soon as an update is being done."""
+class StopInTraining(StopSignal):
+    """Requests a stop as soon as training has begun."""
 
     def is_requested(self) -> bool:
-        """Whether updates have begun."""
+        """Return whether training has begun."""
         return self.in_training
 
 
 @pytest.mark.slow
-def test_a_run_that_another_process_trains_is_left_alone(recipe: Recipe) -> None:
+def test_find_resume_state_run_of_another_process(recipe: Recipe) -> None:
     run = stopped_cell(recipe)
-    for checkpoint in run.checkpoints.iterdir():  # nothing to go on from: it would be taken away
+    for checkpoint in run.checkpoints.iterdir():  # nothing to resume from: the run would be removed
         shutil.rmtree(checkpoint)
     script = (
         "import sys, pathlib; from neftcli.runs.directory import RunDirectory\n"
@@ -275,26 +271,26 @@ def test_a_run_that_another_process_trains_is_left_alone(recipe: Recipe) -> None
 
 
 @pytest.mark.slow
-def test_a_run_with_damaged_checkpoints_stays_and_the_cell_begins_in_another_folder(recipe: Recipe) -> None:
-    run, told = stopped_cell(recipe), Told()
+def test_run_cell_keeps_a_run_with_damaged_checkpoints(recipe: Recipe) -> None:
+    run, observer = stopped_cell(recipe), RecordingObserver()
     for manifest in run.checkpoints.glob("*/manifest.json"):
         manifest.write_text(manifest.read_text() + "x")
-    again = run_cell(recipe, AssetCache(), told, StopSignal())
+    again = run_cell(recipe, AssetCache(), observer, StopSignal())
     assert again == f"{run.path}-2"
     assert list(run.checkpoints.glob("*/manifest.json"))
-    said = " ".join(event.message for event in told.events if isinstance(event, Notice))
-    assert "none of its checkpoints is valid" in said
-    assert f"{run.path} is kept, and the cell starts again in a new folder" in said
+    messages = " ".join(event.message for event in observer.events if isinstance(event, Notice))
+    assert "none of its checkpoints is valid" in messages
+    assert f"{run.path} is kept, and the cell starts again in a new folder" in messages
     found = CellRuns(run.path.parent).finished(recipe_fingerprint(recipe))
     assert found is not None
     assert str(found.path) == again
 
 
 @pytest.mark.slow
-def test_a_run_that_was_begun_with_other_probe_rows_is_not_gone_on_with(recipe: Recipe) -> None:
-    run, told = stopped_cell(recipe), Told()
+def test_run_cell_does_not_resume_with_different_probe_rows(recipe: Recipe) -> None:
+    run, observer = stopped_cell(recipe), RecordingObserver()
     other = replace(recipe, evaluation=replace(recipe.evaluation, probe_rows=3))
     assert recipe_fingerprint(other) == recipe_fingerprint(recipe)
-    assert run_cell(other, AssetCache(), told, StopSignal()) == f"{run.path}-2"
-    messages = [event.message for event in told.events if isinstance(event, Notice)]
+    assert run_cell(other, AssetCache(), observer, StopSignal()) == f"{run.path}-2"
+    messages = [event.message for event in observer.events if isinstance(event, Notice)]
     assert any("started with a different evaluation.probe_rows" in message for message in messages)

@@ -21,7 +21,7 @@ from tests.unit.sweep.planted import plan
 
 
 def planted_runs(folder: Path, *sets: str) -> list[Cell]:
-    """Cells of a sweep, each with a finished run without a model."""
+    """Return the cells of a sweep, each with a finished run without a model."""
     cells = plan(*sets)
     for cell in cells:
         run = new_run(folder, cell.recipe.run_name())
@@ -31,7 +31,7 @@ def planted_runs(folder: Path, *sets: str) -> list[Cell]:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each record is read."""
+    """Return the number of times that each record is read."""
     counts = Counter[str]()
     record = RunDirectory.record
 

@@ -16,7 +16,7 @@ from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve
 from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.plan import Arm
 from neftcli.sweep.results import SweepResults
-from tests.unit.sweep.planted import ACCURACY, measured, plan
+from tests.unit.sweep.planted import ACCURACY, plan, planted_results
 
 
 @pytest.mark.parametrize(
@@ -41,13 +41,13 @@ def test_resolve_delta(delta: float | str, metric: str, gain: float | None, reso
 
 
 @pytest.mark.parametrize("delta", ["abc", "-1%", "0", "0%", "nan", "inf%", "%", "1%%", -1.0, 0.0, float("nan")])
-def test_resolve_delta_rejects_what_is_no_amount(delta: str | float) -> None:
+def test_resolve_delta_rejects_an_invalid_amount(delta: str | float) -> None:
     with pytest.raises(RecipeError) as caught:
         resolve_delta(delta, HELD_OUT_LOSS, 0.5)
     [problem] = caught.value.problems
     assert problem.message.startswith("--delta (sweep.delta) must be a number above 0")
-    typed = f"{delta:g}" if isinstance(delta, float) else delta
-    assert (problem.got, problem.hint) == (typed, "--delta 0.005 or --delta 1%")
+    argument = f"{delta:g}" if isinstance(delta, float) else delta
+    assert (problem.got, problem.hint) == (argument, "--delta 0.005 or --delta 1%")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_resolve_delta_rejects_what_is_no_amount(delta: str | float) -> None:
         (300.0, "exact_match", "--delta 0.05"),
     ],
 )
-def test_resolve_delta_rejects_more_than_the_whole(delta: str | float, metric: str, hint: str) -> None:
+def test_resolve_delta_rejects_more_than_the_maximum(delta: str | float, metric: str, hint: str) -> None:
     with pytest.raises(RecipeError) as caught:
         resolve_delta(delta, metric, 0.5)
     [problem] = caught.value.problems
@@ -68,31 +68,31 @@ def test_resolve_delta_rejects_more_than_the_whole(delta: str | float, metric: s
 
 
 @pytest.mark.parametrize(("delta", "metric"), [("100%", HELD_OUT_LOSS), (2.5, HELD_OUT_LOSS), (0.999, WIN_RATE)])
-def test_resolve_delta_takes_up_to_the_whole(delta: str | float, metric: str) -> None:
+def test_resolve_delta_accepts_up_to_the_maximum(delta: str | float, metric: str) -> None:
     assert resolve_delta(delta, metric, 0.5) == (delta if isinstance(delta, float) else 0.5)
 
 
-@pytest.mark.parametrize("typed", ["1%", "2%"])
+@pytest.mark.parametrize("argument", ["1%", "2%"])
 @pytest.mark.parametrize("metric", [WIN_RATE, ACCURACY])
-def test_resolve_delta_rejects_a_percentage_without_a_base_value(metric: str, typed: str) -> None:
+def test_resolve_delta_rejects_a_percentage_without_a_base_value(metric: str, argument: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        resolve_delta(typed, metric, 0.5)
+        resolve_delta(argument, metric, 0.5)
     [problem] = caught.value.problems
-    assert problem.got == f"{typed} with {label(metric)}"
+    assert problem.got == f"{argument} with {label(metric)}"
     assert problem.hint == "--delta 0.05    in the metric's unit; 0.05 is 5 points"
 
 
-@pytest.mark.parametrize(("typed", "value"), [("0.005", 0.005), ("'0.005'", "0.005"), ("1%", "1%")])
-def test_recipe_takes_a_delta_as_a_number_or_a_percentage(typed: str, value: float | str) -> None:
+@pytest.mark.parametrize(("argument", "value"), [("0.005", 0.005), ("'0.005'", "0.005"), ("1%", "1%")])
+def test_resolve_recipe_delta_as_a_number_or_a_percentage(argument: str, value: float | str) -> None:
     assert (
-        resolve_recipe([*read_recipe_layers("quickstart"), parse_assignment(f"sweep.delta={typed}")]).sweep.delta
+        resolve_recipe([*read_recipe_layers("quickstart"), parse_assignment(f"sweep.delta={argument}")]).sweep.delta
         == value
     )
 
 
-def test_gain_of_training_is_that_of_the_first_three_seeds_and_the_best_baseline() -> None:
+def test_gain_of_training_first_three_seeds_of_the_best_baseline() -> None:
     cells = plan("sweep.alphas=[5]", "sweep.seeds=4", "sweep.grid=['training.learning_rate=1e-5,5e-5']")
-    content = measured(cells, {0: 0, 5: -9.0})
+    content = planted_results(cells, {0: 0, 5: -9.0})
     for cell in cells:
         if cell.recipe.training.learning_rate == 5e-5 or cell.seed == 3:  # worse, or too late
             metric = content[cell.key]["metrics"][HELD_OUT_LOSS]
@@ -106,7 +106,7 @@ def test_gain_of_training_is_that_of_the_first_three_seeds_and_the_best_baseline
     assert gain_of_training(SweepResults(cells, {}), [9.0]) is None
 
 
-def test_losses_before_reads_step_0_and_leaves_out_damaged_files(tmp_path: Path) -> None:
+def test_losses_before_reads_step_0_and_skips_damaged_files(tmp_path: Path) -> None:
     lines = [{"event": "training.evaluated", "step": step, "held_out_loss": 3.0 - step} for step in (0, 1)]
     for name, text in (("whole", "\n".join(map(json.dumps, lines))), ("damaged", "{"), ("late", json.dumps(lines[1]))):
         (tmp_path / name).mkdir()

@@ -1,4 +1,4 @@
-"""Early stopping: the rules, their error rates, and that a resumed sweep decides the same.
+"""Early stopping: the rules, their error rates, and the same decisions in a resumed sweep.
 
 Oracles: planted effects, the tests of `compare_arms` at the levels by hand, and sweeps simulated as `make calibrate`
 does it.
@@ -22,14 +22,14 @@ from neftcli.statistics.crossed import compare_arms, estimate_crossed_difference
 from neftcli.sweep.early_stopping import DROP, FUTILITY, SUCCESS, Decision, Dropped, Stopped, decide, look, stops_early
 from neftcli.sweep.plan import Arm, baseline_of
 from neftcli.sweep.results import SweepResults
-from tests.unit.sweep.planted import measured, plan
+from tests.unit.sweep.planted import plan, planted_results
 
 ROWS = 24
 ARMS = [Arm(0.0), Arm(5.0), Arm(10.0)]
 
 
-def drawn(*gains: float, seeds: int = 4, spread: float = 0.0025, number: int = 0) -> dict[Arm, np.ndarray]:
-    """Losses (seeds, rows) of alpha 0, 5 and 10, lower by the gains; `spread` is of a difference between seeds."""
+def draw_losses(*gains: float, seeds: int = 4, spread: float = 0.0025, number: int = 0) -> dict[Arm, np.ndarray]:
+    """Draw losses (seeds, rows) of alpha 0, 5 and 10, lower by the gains; `spread` is that between seeds."""
     generator = np.random.default_rng(number)
     arms = len(gains) + 1
     parts = spread * generator.standard_normal((arms, seeds, 1))
@@ -39,13 +39,13 @@ def drawn(*gains: float, seeds: int = 4, spread: float = 0.0025, number: int = 0
     return dict(zip(ARMS, values, strict=False))
 
 
-def looked(values: dict[Arm, np.ndarray], **options: Any) -> Decision:
+def look_at(values: dict[Arm, np.ndarray], **options: Any) -> Decision:
     return look(values, Arm(0.0), **{"better": "lower", "delta": 0.005, "comparisons": 2, "planned": 8, **options})
 
 
-def test_look_success_names_the_better_arm_with_its_numbers() -> None:
-    values = drawn(0.05, 0.03)
-    found = looked(values)
+def test_look_success() -> None:
+    values = draw_losses(0.05, 0.03)
+    found = look_at(values)
     assert found.dropped == ()
     [stopped] = found.stopped
     differences = compare_arms(values[Arm(0.0)], [values[arm] for arm in ARMS[1:]], resamples=9_999)
@@ -59,10 +59,10 @@ def test_look_success_names_the_better_arm_with_its_numbers() -> None:
     assert not any(found.is_needed(arm) for arm in ARMS)
 
 
-def test_look_drops_an_arm_behind_the_leader_and_never_the_baseline() -> None:
-    """Alpha 5 leads by what two looks can't confirm; alpha 10 and the baseline are behind, and one of them leaves."""
-    values = drawn(0.012, -0.03, spread=0.005, number=3)
-    found = looked(values, delta=0.001)
+def test_look_drops_an_arm_but_never_the_baseline() -> None:
+    """Alpha 5 leads without being significant; alpha 10 and the baseline are behind, and only alpha 10 is dropped."""
+    values = draw_losses(0.012, -0.03, spread=0.005, number=3)
+    found = look_at(values, delta=0.001)
     [dropped] = found.dropped
     assert found.stopped == ()
     assert (dropped.arm, dropped.leader) == (Arm(10.0), Arm(5.0))
@@ -75,8 +75,8 @@ def test_look_drops_an_arm_behind_the_leader_and_never_the_baseline() -> None:
     assert "alpha 10 gets no further seeds: worse than alpha 5 by 0.0" in dropped.sentence(HELD_OUT_LOSS)
 
 
-def test_look_all_arms_worse_than_the_baseline_ends_the_group() -> None:
-    found = looked(drawn(-0.03, -0.04), delta=None)
+def test_look_all_arms_worse_than_the_baseline() -> None:
+    found = look_at(draw_losses(-0.03, -0.04), delta=None)
     assert {one.arm for one in found.dropped} == {Arm(5.0), Arm(10.0)}
     [stopped] = found.stopped
     assert (stopped.reason, stopped.excluded) == ("futility", 0.0)
@@ -85,41 +85,41 @@ def test_look_all_arms_worse_than_the_baseline_ends_the_group() -> None:
     )
 
 
-def test_look_futility_exactly_if_the_bound_of_every_arm_is_below_delta() -> None:
-    values = drawn(0.0, 0.0)
+def test_look_futility_if_every_bound_is_below_delta() -> None:
+    values = draw_losses(0.0, 0.0)
     differences = estimate_crossed_differences(values[Arm(0.0)], [values[arm] for arm in ARMS[1:]])
     bounds = [-one.value + margin_of_error(one.components, one.seeds, one.n, FUTILITY) for one in differences]  # type: ignore[arg-type]
-    [stopped] = looked(values, delta=max(bounds) + 1e-9).stopped
+    [stopped] = look_at(values, delta=max(bounds) + 1e-9).stopped
     assert (stopped.reason, stopped.excluded) == ("futility", max(bounds) + 1e-9)
-    assert looked(values, delta=max(bounds)).stopped == ()
-    assert looked(values, delta=None) == Decision()
+    assert look_at(values, delta=max(bounds)).stopped == ()
+    assert look_at(values, delta=None) == Decision()
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-6, 1e3])
 def test_look_direction_and_unit(unit: float) -> None:
     for gains in ((0.05, 0.03), (0.012, -0.03), (-0.03, -0.04), (0.0, 0.0)):
-        values = drawn(*gains, number=3)
-        one = looked(values)
-        two = looked({arm: -unit * array for arm, array in values.items()}, better="higher", delta=0.005 * unit)
+        values = draw_losses(*gains, number=3)
+        one = look_at(values)
+        two = look_at({arm: -unit * array for arm, array in values.items()}, better="higher", delta=0.005 * unit)
         assert [each.arm for each in one.dropped] == [each.arm for each in two.dropped]
         assert [(each.reason, each.arm) for each in one.stopped] == [(each.reason, each.arm) for each in two.stopped]
 
 
-def test_look_an_arm_whose_seeds_failed_is_not_judged_and_blocks_futility() -> None:
-    values = drawn(0.0, 0.0)
-    assert looked(values, delta=0.05).stopped
+def test_look_arm_with_failed_seeds() -> None:
+    values = draw_losses(0.0, 0.0)
+    assert look_at(values, delta=0.05).stopped
     values[Arm(10.0)][:2] = np.nan
-    assert looked(values, delta=0.05) == Decision()
+    assert look_at(values, delta=0.05) == Decision()
     values[Arm(5.0)] -= 0.1
-    assert [one.arm for one in looked(values, delta=0.05).stopped] == [Arm(5.0)]
+    assert [one.arm for one in look_at(values, delta=0.05).stopped] == [Arm(5.0)]
     values[Arm(0.0)][:2] = np.nan
-    assert looked(values, delta=0.05) == Decision()
+    assert look_at(values, delta=0.05) == Decision()
 
 
-def test_decide_each_baseline_of_a_grid_for_itself() -> None:
-    """At the first point alpha 5 is better by far; at the second one it is neither, and goes on."""
+def test_decide_each_baseline_of_a_grid_separately() -> None:
+    """At the first point alpha 5 is far better; at the second one it is undecided and continues."""
     cells = plan("sweep.alphas=[5]", "sweep.seeds=6", "sweep.grid=['training.learning_rate=1e-5,5e-5']")
-    content = measured(cells, {0: 0, 5: 0}, seed_spread=0.02)
+    content = planted_results(cells, {0: 0, 5: 0}, seed_spread=0.02)
     first = cells[0].arm
     for cell in cells:
         if cell.arm.alpha and baseline_of(cell.arm) == first:
@@ -137,10 +137,10 @@ def test_decide_each_baseline_of_a_grid_for_itself() -> None:
     assert {baseline_of(cell.arm) for cell in cells if found.is_needed(cell.arm)} == {baseline_of(cells[-1].arm)}
 
 
-def test_decide_depends_on_no_later_seed() -> None:
-    """So a resumed sweep repeats what was decided, whatever was trained since, and adds to it only."""
+def test_decide_independent_of_later_seeds() -> None:
+    """A resumed sweep repeats earlier decisions, whatever was trained since, and only adds to them."""
     cells = plan("sweep.alphas=[5, 10]", "sweep.seeds=6")
-    content = measured(cells, {0: 0, 5: 0.0, 10: 0.04}, seed_spread=0.008, number=2)
+    content = planted_results(cells, {0: 0, 5: 0.0, 10: 0.04}, seed_spread=0.008, number=2)
     whole = [decide(SweepResults(cells, content), HELD_OUT_LOSS, 0.02, done=done) for done in range(7)]
     seeds = list(dict.fromkeys(cell.seed for cell in cells))
     for done, found in enumerate(whole):
@@ -155,9 +155,9 @@ def test_decide_depends_on_no_later_seed() -> None:
     assert len({found.dropped + found.stopped for found in whole}) == 3  # drops at one look, a stop at another
 
 
-def test_decide_a_metric_without_a_good_direction_decides_nothing() -> None:
+def test_decide_metric_without_a_direction() -> None:
     cells = plan("sweep.alphas=[5]", "sweep.seeds=6")
-    results = SweepResults(cells, measured(cells, {0: 0, 5: -1.0}))
+    results = SweepResults(cells, planted_results(cells, {0: 0, 5: -1.0}))
     assert decide(results, "answer_tokens", 0.005, done=5) == Decision()
 
 
@@ -170,12 +170,12 @@ def test_stops_early_by_setting_and_seeds(setting: Any, seeds: int, stops: bool)
 
 
 def test_look_decides_by_the_p_values_of_compare_arms() -> None:
-    """Drawn sweeps of every course; the looks leave out sign-flip tests that can't change the decision."""
+    """Looks skip sign-flip tests that can't change the decision; in drawn sweeps of every kind they decide the same."""
     reasons = []
     for number in range(60):
         gains = np.random.default_rng(number).uniform(-0.02, 0.03, 2)
-        values = drawn(*gains, spread=0.004, number=number)
-        found = looked(values, delta=None)
+        values = draw_losses(*gains, spread=0.004, number=number)
+        found = look_at(values, delta=None)
         differences = compare_arms(values[ARMS[0]], [values[arm] for arm in ARMS[1:]])
         means = {ARMS[0]: 0.0, **{arm: -one.value for arm, one in zip(ARMS[1:], differences, strict=True)}}
         p_values = [one.new_seeds.p for one in differences if one.new_seeds]
@@ -195,7 +195,7 @@ def test_look_decides_by_the_p_values_of_compare_arms() -> None:
     assert {*reasons} == {"success", "0 dropped", "1 dropped", "2 dropped"}
 
 
-def test_simulated_sweeps_keep_their_error_rates_and_save_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decide_error_rates_of_simulated_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight seeds that vary by 0.0025, 24 prompts; of 60 sweeps at most 7 may be wrong (5 %, 99 % bound)."""
     monkeypatch.setattr(paired, "LEVEL_RESAMPLES", paired.LEVEL_RESAMPLES)  # the simulation lowers it
     situation, draws, delta = Situation(8, ROWS, 0.0025), 60, 0.005
@@ -208,7 +208,7 @@ def test_simulated_sweeps_keep_their_error_rates_and_save_cells(monkeypatch: pyt
     assert tied.saved > 0.25
 
 
-def test_sentences_state_their_numbers() -> None:
+def test_dropped_and_stopped_sentences() -> None:
     arm = Arm(5.0)
     dropped = Dropped(Arm(10.0), arm, 0.0123, 0.004, 3)
     assert dropped.sentence("win_rate") == (

@@ -1,6 +1,6 @@
-"""Engines around their work: devices, signals while a worker starts, results of tasks, and nodes without the folder.
+"""Engines: devices, signals while a worker starts, results of tasks, and nodes without the folder.
 
-Oracles: the variable that CUDA reads, the kernel's view of a process's signals, and planted results and errors of Ray.
+Oracles: the variable that CUDA reads, the kernel's signal masks of a process, and planted results and errors of Ray.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tests.unit.sweep.planted import plan
 def test_list_devices(
     visible: str | None, count: int, expected: list[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker sets the variable to its entry, so an entry must mean the same device in both processes."""
+    """A worker sets CUDA_VISIBLE_DEVICES to its entry, so an entry must mean the same device in both processes."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -48,7 +48,7 @@ def test_list_devices(
 
 
 def signals_of(process: int) -> dict[str, int]:
-    """The signals that a process's main thread blocks and ignores, as sets of bits, by the kernel's names."""
+    """Return the signals that a process's main thread blocks and ignores, as bit sets, by the kernel's names."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return {
         name: int(value, 16)
@@ -58,12 +58,12 @@ def signals_of(process: int) -> dict[str, int]:
 
 
 def test_local_engine_worker_never_receives_signals(tmp_path: Path) -> None:
-    """At each look from its first moment on; in the end it ignores them, and this process is unchanged."""
+    """A worker blocks or ignores signals from its start; finally it ignores them, and this process is unchanged."""
     wanted = sum(1 << (number - 1) for number in SIGNALS)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     local, deadline = LocalEngine([None], 0, tmp_path / "workers.log"), time.monotonic() + 60
-    worker = local._start_worker(None)
-    local._workers.append(worker)
+    worker = local.start_worker(None)
+
     try:
         assert worker.process.pid is not None
         while (found := signals_of(worker.process.pid))["SigIgn"] & wanted != wanted:
@@ -72,6 +72,9 @@ def test_local_engine_worker_never_receives_signals(tmp_path: Path) -> None:
         while signals_of(worker.process.pid)["SigBlk"] & wanted:
             assert time.monotonic() < deadline
     finally:
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
         local.close()
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
@@ -85,7 +88,7 @@ class GetTimeoutError(RayError):
 
 
 def ray_engine_with(result: Any, folder: Path, retries: int = 1) -> RayEngine:
-    """An engine without a cluster, whose tasks return `result`, or raise it."""
+    """Return an engine without a cluster, whose tasks return `result`, or raise it."""
 
     def get(_reference: object, timeout: float) -> Any:
         assert timeout
@@ -101,7 +104,7 @@ def ray_engine_with(result: Any, folder: Path, retries: int = 1) -> RayEngine:
 
 
 def statuses(engine: RayEngine, cell: Cell) -> tuple[list[str], int]:
-    """Statuses of the tries of a cell, and their number."""
+    """Return the statuses of the tries of a cell, and their number."""
     queue, found, tries = ray_engine.deque([cell]), list[str](), 0
     counter = ray_engine.Counter[str]()
     while queue:
@@ -112,7 +115,7 @@ def statuses(engine: RayEngine, cell: Cell) -> tuple[list[str], int]:
 
 
 def test_ray_engine_retries_unexpected_errors_only(tmp_path: Path) -> None:
-    """As often as the local engine does."""
+    """A cell is retried as often as by the local engine."""
     [cell, *_] = plan("sweep.alphas=[5]")
     problems = (Problem("x"),)
     unexpected = CellOutcome("failed", problems=problems, may_retry=True)  # type: ignore[arg-type]
@@ -141,7 +144,7 @@ def test_ray_engine_waits_for_a_result_that_is_lost_with_its_node(tmp_path: Path
     ],
 )
 def test_ray_engine_check_nodes(result: Any, message: str | None, got: str | None, tmp_path: Path) -> None:
-    """Before any cell is submitted."""
+    """Nodes are checked before any cell is submitted."""
     engine = ray_engine_with(result, tmp_path)
     engine._probe = tmp_path / "probe"
     remote = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _probe: "reference"))

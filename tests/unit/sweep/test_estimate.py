@@ -55,13 +55,13 @@ class Prepared:
 
 
 class Recorder:
-    """Observer that keeps the phases."""
+    """Observer that stores the phases."""
 
     def __init__(self, phases: list[str]) -> None:
         self._phases = phases
 
     def notify(self, event: events.Event) -> None:
-        """Keep the id of a phase."""
+        """Store the id of a phase."""
         assert isinstance(event, events.Phase)
         self._phases.append(event.phase)
 
@@ -111,7 +111,7 @@ def test_timing_key_ignores_options_that_take_no_time() -> None:
 
 
 def test_model_timer_of_a_tiny_model(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
-    """It leaves nothing in the sweep's folder and keeps the model for the next kind of cell."""
+    """The timer writes nothing to the sweep's folder and keeps the model for the next kind of cell."""
     sets = {
         "model.name": tiny_folder("llama"),
         "data.source": rows_file,
@@ -140,8 +140,8 @@ def test_model_timer_of_a_tiny_model(tiny_folder: Callable[[str], Path], rows_fi
 def test_model_timer_step_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of 2, 4, 6 and 8 tokens, a second for each token of a forward pass, three passes in a step."""
     timer = ModelTimer(None, Prepared([2, 4, 6, 8], [3, 5]), Silent())  # type: ignore[arg-type]
-    monkeypatch.setattr(ModelTimer, "_load", lambda *_arguments: None)
-    monkeypatch.setattr(ModelTimer, "_time_forward", lambda _timer, rows, length: float(rows * length))
+    monkeypatch.setattr(ModelTimer, "load", lambda *_arguments: None)
+    monkeypatch.setattr(ModelTimer, "time_forward", lambda _timer, rows, length: float(rows * length))
 
     def step(recipe: Recipe, **training: Any) -> float:
         return timer.time_cell(replace(recipe, training=replace(recipe.training, **training))).step
@@ -166,12 +166,12 @@ def planned(folder: Path, **options: Any) -> list[Cell]:
 
 
 def evaluation_of(cell: Cell) -> dict[str, object]:
-    """An evaluation of a cell without a value in it."""
+    """Return an evaluation of a cell without values."""
     return {"settings": evaluation_key(cell.recipe), "prompts": [], "references": [], "answers": [], "metrics": {}}
 
 
 def finish(cell: Cell, training: float, evaluation: float | None) -> None:
-    """Write the files of a trained cell; with seconds of its evaluation, of an evaluated one."""
+    """Write the files of a trained cell, and of its evaluation if its seconds are given."""
     run = Path(cell.recipe.output_dir) / cell.recipe.run_name()
     for folder in (run / "model", run / "evaluation"):
         folder.mkdir(parents=True)
@@ -185,7 +185,7 @@ def finish(cell: Cell, training: float, evaluation: float | None) -> None:
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
-    """The recipes that were timed; each took `TIMES`."""
+    """Return the recipes that are timed; each takes `TIMES`."""
     recipes: list[Recipe] = []
 
     def time_cell(_timer: ModelTimer, recipe: Recipe) -> StepTimes:
@@ -249,7 +249,7 @@ def test_estimate_sweep_other_kinds_of_cells_count_only_for_themselves(tmp_path:
 
 
 def test_estimate_sweep_workers(tmp_path: Path, timed: list[Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers share the cells, and none is faster than its longest cell; a cluster counts as one worker."""
+    """Workers share the cells; a cluster counts as one worker."""
     cells = planned(tmp_path, alphas=(0.0, 5.0), seeds=2)
     each = sum(TIMES.parts(cells[0].recipe).values())
     for devices, workers, rounds in ((2, 2, 2), (4, 4, 1), (9, 4, 1)):
@@ -296,5 +296,5 @@ def test_rough_duration(seconds: float, words: str) -> None:
 def test_rough_duration_moves_no_estimate_by_more_than_a_twentieth(seconds: float) -> None:
     units = {"h": 3600, "min": 60, "s": 1}
     parts = format.rough_duration(seconds).split()
-    told = sum(int(number) * units[unit] for number, unit in zip(parts[::2], parts[1::2], strict=True))
-    assert abs(told - seconds) <= max(0.5, 0.06 * seconds)
+    rounded = sum(int(number) * units[unit] for number, unit in zip(parts[::2], parts[1::2], strict=True))
+    assert abs(rounded - seconds) <= max(0.5, 0.06 * seconds)

@@ -1,6 +1,6 @@
-"""Folder of a sweep: what stays of it, from where its paths start, and whose code runs.
+"""Folder of a sweep: its files after a rejection, its relative paths, and trust in its recipe.
 
-Oracles: the files that were there before, and a run of the same recipe from its own folder.
+Oracles: the files before, and a run of the same recipe from its own folder.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ def test_lock_sweep_rejected_leaves_a_folder_as_it_was(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
-def rejected(folder: Path, made: Path) -> None:
+def start_rejected_sweep(folder: Path, created: Path) -> None:
     """Start a sweep that is rejected after it has created something."""
     with lock_sweep(folder):
-        made.mkdir(parents=True)
+        created.mkdir(parents=True)
         raise REJECTED
 
 
 def test_lock_sweep_removes_only_what_it_created(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "deep" / "x-sweep"
     with pytest.raises(InputError):
-        rejected(folder, folder / "cells")
+        start_rejected_sweep(folder, folder / "cells")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError):
-        rejected(folder, folder.parent / "other")
+        start_rejected_sweep(folder, folder.parent / "other")
     assert [place.name for place in (tmp_path / "runs" / "deep").iterdir()] == ["other"]
     for error in (NeftError("failed"), KeyboardInterrupt(), ValueError()):
         with pytest.raises(type(error)), lock_sweep(folder):
@@ -61,7 +61,7 @@ def test_lock_sweep_removes_only_what_it_created(tmp_path: Path) -> None:
         assert folder.is_dir()
     started = tmp_path / "begun"
     with pytest.raises(InputError):
-        rejected(started, started / "cells" / "one")
+        start_rejected_sweep(started, started / "cells" / "one")
     assert (started / "cells" / "one").is_dir()
 
 
@@ -93,7 +93,7 @@ def test_sweep_alpha_rejected_leaves_the_other_sweep_s_recipe(
 
 
 def test_explain_interruption_names_the_command_that_resumes(tmp_path: Path) -> None:
-    """The folder once it is a sweep; before, for example while Ray is joined, the command that was typed."""
+    """The hint names the folder once it is a sweep; before, for example while connecting to Ray, the same command."""
     with pytest.raises(Interrupted, match="run the same command again"), explain_interruption(tmp_path, "neft again"):
         raise KeyboardInterrupt
     (tmp_path / "cells").mkdir()
@@ -108,7 +108,7 @@ def test_explain_interruption_names_the_command_that_resumes(tmp_path: Path) -> 
             raise FileNotFoundError(2, "No such file", name)
 
 
-# Names of no sweep, and code that comes with a model
+# Names of missing sweeps, and remote code
 
 
 @pytest.mark.parametrize("name", ["none", "x" * 300, "a\0b"])
@@ -152,11 +152,11 @@ def test_load_layers_does_not_trust_a_folder_s_recipe(tmp_path: Path) -> None:
         match=r"(?s)because a folder's recipe allows it.*--trust-remote-code",
     ):
         load_layers(tmp_path, [parse_assignment("sweep.seeds=5")], resume=True)
-    for typed in (True, False):
+    for value in (True, False):
         layers, _ = load_layers(
-            tmp_path, [parse_assignment(f"model.trust_remote_code={str(typed).lower()}")], resume=True
+            tmp_path, [parse_assignment(f"model.trust_remote_code={str(value).lower()}")], resume=True
         )
-        assert resolve_recipe(layers).model.trust_remote_code is typed
+        assert resolve_recipe(layers).model.trust_remote_code is value
 
 
 def test_train_resume_does_not_trust_a_run_s_recipe(tmp_path: Path, neft: Callable[..., Result]) -> None:
@@ -177,7 +177,7 @@ def test_train_resume_does_not_trust_a_run_s_recipe(tmp_path: Path, neft: Callab
 
 
 def test_load_layers_from_a_different_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipe is read as it is written, typed paths become relative to its folder, also after a move."""
+    """The recipe's paths stay, and paths of arguments become relative to its folder, even after a move."""
     project, other = tmp_path / "project", tmp_path / "other"
     sweep = project / "runs" / "x-sweep"
     for folder in (sweep, other):
@@ -194,13 +194,13 @@ def test_load_layers_from_a_different_folder(tmp_path: Path, monkeypatch: pytest
     layers, folder = load_layers(Path("runs/x-sweep"), [], resume=True)
     assert (resolve_recipe(layers), folder) == (base, None)
     monkeypatch.chdir(other)
-    typed = [parse_assignment("data.held_out_source=held_out.jsonl")]
-    layers, folder = load_layers(sweep, typed, resume=True)
+    layer = [parse_assignment("data.held_out_source=held_out.jsonl")]
+    layers, folder = load_layers(sweep, layer, resume=True)
     assert folder == project
     recipe = resolve_recipe(layers)
     assert (recipe.data.source, recipe.model.chat_template) == ("rows.jsonl", "template.jinja")
     assert recipe.data.held_out_source == "../other/held_out.jsonl"
-    layers, folder = load_layers(sweep, typed, resume=False)  # a new sweep from its recipe
+    layers, folder = load_layers(sweep, layer, resume=False)  # a new sweep from its recipe
     assert folder is None
     recipe = resolve_recipe(layers)
     assert (recipe.data.source, recipe.data.held_out_source) == ("../project/rows.jsonl", "held_out.jsonl")

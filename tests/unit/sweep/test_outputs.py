@@ -1,7 +1,7 @@
-"""What a sweep leaves and shows.
+"""Files and screens of a sweep.
 
-Oracles: the files themselves (JSON, a link's target, matplotlib's line in the SVG), another report of the same folder,
-and the results that were given.
+Oracles: the files themselves (JSON, a link's target, matplotlib's line in the SVG), a second report of the same folder,
+and the planted results.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from rich.console import Console
 from neftcli.cli.display import screens as display
 from neftcli.evaluation import number_format
 from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE
-from neftcli.events import CellEstimate, CellState, SweepEstimate, SweepReport
+from neftcli.events import ArmResult, CellEstimate, CellState, MetricValue, SweepEstimate, SweepReport
 from neftcli.report.plots import ArmPoints, Curve
 from neftcli.sweep import outputs
 from neftcli.sweep.plan import Arm, Cell
 from neftcli.sweep.results import SweepResults
 from neftcli.sweep.verdict import judge_sweep
-from tests.unit.sweep.planted import measured, plan, with_win_rates
+from tests.markdown import HOSTILE, element_types
+from tests.unit.cli.sample_events import SWEEP
+from tests.unit.sweep.planted import plan, planted_results, with_win_rates
 
 
 def states_of(cells: list[Cell], content: dict[str, Any], folder: Path) -> list[CellState]:
-    """Each cell that is measured as a run with one line of a learning curve: its place in the plan."""
+    """Create a run with a learning curve of one line for each evaluated cell; the loss is its index in the plan."""
     states = []
     for number, cell in enumerate(cells):
         run = folder / "cells" / f"{cell.recipe.run_name()}-{cell.key[:8]}"
@@ -41,8 +43,8 @@ def states_of(cells: list[Cell], content: dict[str, Any], folder: Path) -> list[
     return states
 
 
-def reported(folder: Path, cells: list[Cell], content: dict[str, Any], *metrics: str) -> SweepReport:
-    """Writes the report of what is measured, as a sweep does."""
+def write_report(folder: Path, cells: list[Cell], content: dict[str, Any], *metrics: str) -> SweepReport:
+    """Write the report of the results, as a sweep does."""
     results = SweepResults(cells, content)
     verdict = judge_sweep(results, metrics, [])
     chosen = verdict.recommended.id() if verdict.recommended else ""
@@ -69,93 +71,100 @@ def stems(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_what_is_no_longer_said_is_taken_away_and_nothing_else(tmp_path: Path) -> None:
-    """`best` and the plots of an earlier report go with it; a file that a person put beside them stays."""
+def test_write_outputs_removes_outdated_plots_only(tmp_path: Path) -> None:
+    """`best` and the plots of an earlier report are removed; a user's file next to them stays."""
     cells = plan("sweep.alphas=[5]")
     content = with_win_rates(cells, {Arm(5.0): 0.95})
-    reported(tmp_path, cells, content, WIN_RATE, HELD_OUT_LOSS)
+    write_report(tmp_path, cells, content, WIN_RATE, HELD_OUT_LOSS)
     both = {"win-rate", "win-rate-difference", "held-out-loss", "held-out-loss-difference"}
     assert stems(tmp_path) == {*both, "answer-tokens", "learning-curves"}
     assert (tmp_path / "best").resolve().name == f"quickstart-a5-s0-{cells[1].key[:8]}"
     (tmp_path / "plots" / "mine.png").write_text("mine")
     baselines = {cell.key: content[cell.key] for cell in cells if not cell.arm.alpha}
-    report = reported(tmp_path, cells, baselines, HELD_OUT_LOSS)
+    report = write_report(tmp_path, cells, baselines, HELD_OUT_LOSS)
     assert report.recommended == ""
     assert not (tmp_path / "best").is_symlink()
     assert stems(tmp_path) == {"held-out-loss", "win-rate", "answer-tokens", "learning-curves", "mine"}
-    reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), HELD_OUT_LOSS)
+    write_report(tmp_path, cells, planted_results(cells, {0: 0, 5: -0.1}), HELD_OUT_LOSS)
     assert (tmp_path / "best").resolve().name == f"quickstart-a5-s0-{cells[1].key[:8]}"
 
 
-def test_what_decides_is_drawn_as_the_paired_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the verdict's own results; a seed's difference is that of its two levels."""
+def test_write_outputs_plots_the_paired_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers are those of the verdict; a seed's difference is that of its two levels."""
     drawn: dict[str, list[ArmPoints]] = {}
     monkeypatch.setattr(
         outputs, "plot_metric", lambda _folder, stem, _name, _unit, _better, arms: drawn.update({stem: arms})
     )
     cells = plan("sweep.alphas=[5]", "sweep.seeds=3")
-    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: -0.1}), HELD_OUT_LOSS)
+    report = write_report(tmp_path, cells, planted_results(cells, {0: 0, 5: -0.1}), HELD_OUT_LOSS)
     [comparison] = report.arms[1].comparisons
     plain, noised = drawn["held-out-loss-difference"]
     assert (plain.alpha, plain.value, plain.low, plain.high, plain.seeds) == (0, 0, None, None, (None,) * 3)
     assert (noised.value, noised.low, noised.high) == (comparison.difference, comparison.low, comparison.high)
     levels = [arm.seeds for arm in drawn["held-out-loss"]]
-    assert noised.seeds == tuple(one - other for other, one in zip(*levels, strict=True))  # type: ignore[operator]
+    assert noised.seeds == tuple(arm - base for base, arm in zip(*levels, strict=True))  # type: ignore[operator]
 
 
-def test_best_does_not_stay_where_the_recommended_arm_has_no_run(tmp_path: Path) -> None:
+def test_write_outputs_removes_best_without_a_run(tmp_path: Path) -> None:
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: -0.1})
+    content = planted_results(cells, {0: 0, 5: -0.1})
     results = SweepResults(cells, content)
-    reported(tmp_path, cells, content, HELD_OUT_LOSS)
+    report = write_report(tmp_path, cells, content, HELD_OUT_LOSS)
     assert (tmp_path / "best").is_symlink()
-    outputs._link_best(tmp_path, Arm(5.0), cells, states_of(cells, {}, tmp_path))
+    states = states_of(cells, {}, tmp_path)
+    outputs.write_outputs(report, states, results, [HELD_OUT_LOSS], Arm(5.0), cells)
     assert not (tmp_path / "best").is_symlink()
     assert judge_sweep(results, [HELD_OUT_LOSS], []).recommended == Arm(5.0)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"arms": [1]}', '{"arms": 5}', "{}", "\xff"])
-def test_an_earlier_report_that_can_not_be_read_takes_nothing_away(tmp_path: Path, text: str) -> None:
+def test_write_outputs_damaged_earlier_report(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a list of its plots, none is removed."""
+    for plot in ("plot_curves", "plot_metric"):
+        monkeypatch.setattr(outputs, plot, lambda *_arguments: None)
     (tmp_path / "sweep.json").write_bytes(text.encode("latin-1"))
-    assert outputs._plots_of(tmp_path / "sweep.json") == set()
+    (tmp_path / "plots").mkdir()
+    for stem in ("win-rate", "win-rate-difference", "learning-curves"):
+        (tmp_path / "plots" / f"{stem}.png").touch()
+    cells = plan("sweep.alphas=[5]")
+    write_report(tmp_path, cells, {}, HELD_OUT_LOSS)
+    assert stems(tmp_path) == {"win-rate", "win-rate-difference", "learning-curves"}
 
 
-def test_an_arm_has_one_name_wherever_it_is_shown(tmp_path: Path) -> None:
+def test_judge_sweep_arm_names(tmp_path: Path) -> None:
     cells = plan("sweep.alphas=[5]", "sweep.grid=['training.learning_rate=1e-5,5e-5']")
-    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: 0}), HELD_OUT_LOSS)
+    report = write_report(tmp_path, cells, planted_results(cells, {0: 0, 5: 0}), HELD_OUT_LOSS)
     assert [row.name() for row in report.arms] == [arm.name() for arm in SweepResults(cells, {}).arms]
 
 
-def test_curves_are_those_of_arms_whose_names_round_to_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_outputs_curves_of_arms_with_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Curve] = []
     monkeypatch.setattr(outputs, "plot_curves", lambda *arguments: drawn.extend(arguments[-1]))
     monkeypatch.setattr(outputs, "plot_metric", lambda *arguments: None)
     cells = plan("sweep.alphas=[5, 5.0000001]", "sweep.seeds=2")
-    reported(tmp_path, cells, measured(cells, {0: 0, 5: 0, 5.0000001: 0}), HELD_OUT_LOSS)
+    write_report(tmp_path, cells, planted_results(cells, {0: 0, 5: 0, 5.0000001: 0}), HELD_OUT_LOSS)
     assert [(curve.alpha, curve.seed, curve.values) for curve in drawn] == [
         (cell.arm.alpha, cell.seed, (float(place),)) for place, cell in enumerate(cells)
     ]
 
 
-def test_a_seed_keeps_its_place_in_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_outputs_seed_keeps_its_position_in_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(outputs, "plot_curves", lambda *arguments: None)
     monkeypatch.setattr(outputs, "plot_metric", lambda *arguments: drawn.append(arguments))
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: 0})
+    content = planted_results(cells, {0: 0, 5: 0})
     del content[cells[1].key]  # alpha 5, first seed
-    reported(tmp_path, cells, content, HELD_OUT_LOSS)
+    write_report(tmp_path, cells, content, HELD_OUT_LOSS)
     loss = next(arguments for arguments in drawn if arguments[2] == "held-out loss")
     assert loss[3:5] == ("nats per token", "lower")
     assert [[seed is None for seed in arm.seeds] for arm in loss[5]] == [[False] * 3, [True, False, False]]
 
 
-# On a terminal and in Markdown
+# In a terminal and in Markdown
 
 
-def shown(renderable: Any, width: int = 80) -> list[str]:
+def render(renderable: Any, width: int = 80) -> list[str]:
     stream = io.StringIO()
     Console(file=stream, width=width, color_system=None, highlight=False).print(renderable)
     return [line.rstrip() for line in stream.getvalue().splitlines()]
@@ -163,13 +172,13 @@ def shown(renderable: Any, width: int = 80) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 140])
-def test_seeds_stand_beside_values_where_arms_have_other_seeds(tmp_path: Path, width: int) -> None:
+def test_sweep_report_shows_different_numbers_of_seeds(tmp_path: Path, width: int) -> None:
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: 0})
-    whole = shown(display.sweep_report(reported(tmp_path, cells, content, HELD_OUT_LOSS), width), width)
+    content = planted_results(cells, {0: 0, 5: 0})
+    whole = render(display.sweep_report(write_report(tmp_path, cells, content, HELD_OUT_LOSS), width), width)
     assert "seeds" not in next(line for line in whole if line.startswith(" arm"))
     del content[cells[-1].key]
-    lines = shown(display.sweep_report(reported(tmp_path, cells, content, HELD_OUT_LOSS), width), width)
+    lines = render(display.sweep_report(write_report(tmp_path, cells, content, HELD_OUT_LOSS), width), width)
     head = next(line for line in lines if line.startswith(" arm"))
     rows = [line for line in lines if re.match(r" alpha \d+ +\d ", line)]
     assert [line[: head.index("seeds") + 5].split()[-1] for line in rows] == ["3", "2"]
@@ -179,13 +188,11 @@ def test_seeds_stand_beside_values_where_arms_have_other_seeds(tmp_path: Path, w
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 100, 120, 160])
 @pytest.mark.parametrize("grid", [(), ("sweep.grid=['training.learning_rate=1e-5,5e-5', 'neftune.noise=uniform']",)])
-def test_verdict_shows_every_number_and_breaks_no_word_at_any_width(
-    tmp_path: Path, width: int, grid: tuple[str, ...]
-) -> None:
-    """Also the minimum detectable effect; and verdict.md has the same digits."""
+def test_sweep_report_at_any_width(tmp_path: Path, width: int, grid: tuple[str, ...]) -> None:
+    """Every number is shown, with the minimum detectable effect, without breaking words, as in verdict.md."""
     cells = plan("sweep.alphas=[5]", *grid)
-    report = reported(tmp_path, cells, measured(cells, {0: 0, 5: 0.05}, seed_spread=0.01), HELD_OUT_LOSS)
-    lines = shown(display.sweep_report(report, width), width)
+    report = write_report(tmp_path, cells, planted_results(cells, {0: 0, 5: 0.05}, seed_spread=0.01), HELD_OUT_LOSS)
+    lines = render(display.sweep_report(report, width), width)
     assert all(len(line) <= width for line in lines)
     tables = lines[: next(place for place, line in enumerate(lines) if line.startswith((" No alpha", " Worse")))]
     words = " ".join(" ".join(tables).split())
@@ -193,50 +200,63 @@ def test_verdict_shows_every_number_and_breaks_no_word_at_any_width(
     assert "MDE" in words
     for arm in report.arms:
         assert set(re.split(r",? ", arm.name())) <= set(re.split(r",? ", words))
-        for one in arm.comparisons:
+        for comparison in arm.comparisons:
             numbers = (
-                number_format.table_number(HELD_OUT_LOSS, one.difference, signed=True),
-                number_format.table_interval(HELD_OUT_LOSS, one.low, one.high),
-                number_format.table_p(one.p_adjusted),
-                number_format.table_number(HELD_OUT_LOSS, one.detectable),
+                number_format.table_number(HELD_OUT_LOSS, comparison.difference, signed=True),
+                number_format.table_interval(HELD_OUT_LOSS, comparison.low, comparison.high),
+                number_format.table_p(comparison.p_adjusted),
+                number_format.table_number(HELD_OUT_LOSS, comparison.detectable),
             )
             assert all(number in words for number in numbers)
             assert " | ".join(numbers) in markdown
     assert [line for line in tables if line and not line.startswith(" ")] == [], "lines that continue are indented"
 
 
+<<<<<<< HEAD
 def test_cells_that_are_done_have_no_time_left() -> None:
     line = shown(display.cells([CellState("k", "neftune.alpha=5", 0, "finished")], 10.0, 0))[-1]
+=======
+def test_cells_screen_finished_cells() -> None:
+    line = render(display.cells([CellState("k", "alpha 5", 0, "finished")], 10.0, 0))[-1]
+>>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
     assert "1/1 cell" in line
     assert "left" not in line
 
 
-def test_arms_that_are_not_compared_say_so_and_there_is_no_best(tmp_path: Path) -> None:
+def test_sweep_report_arms_that_are_not_compared(tmp_path: Path) -> None:
     cells = plan("sweep.alphas=[5]")
-    report = reported(tmp_path, cells, measured(cells[:1], {0: 0}), HELD_OUT_LOSS)
-    whole = " ".join(shown(display.sweep_report(report, 80)))
+    report = write_report(tmp_path, cells, planted_results(cells[:1], {0: 0}), HELD_OUT_LOSS)
+    whole = " ".join(render(display.sweep_report(report, 80)))
     assert "not compared" in whole
     assert "best ->" not in whole
     markdown = (tmp_path / "verdict.md").read_text()
     assert "| alpha 5 | 0 | - | - | - | - | - | - | not compared |" in markdown
 
 
-def test_what_only_some_arms_have_is_shown_for_them(tmp_path: Path) -> None:
+def test_sweep_report_metric_of_some_arms(tmp_path: Path) -> None:
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: 0})
+    content = planted_results(cells, {0: 0, 5: 0})
     for cell in cells:
         if not cell.arm.alpha:
             del content[cell.key]["metrics"]["answer_tokens"]
-    lines = shown(display.sweep_report(reported(tmp_path, cells, content, HELD_OUT_LOSS), 140), 140)
+    lines = render(display.sweep_report(write_report(tmp_path, cells, content, HELD_OUT_LOSS), 140), 140)
     assert next(line for line in lines if line.startswith(" arm")).split()[-2] == "tokens"
     assert any(line.startswith(" alpha 5") and " 10.00 " in line for line in lines)
 
 
+<<<<<<< HEAD
 def test_a_dry_run_finds_its_cells_by_their_hash() -> None:
     """Two arms whose names are the same have each its own time."""
     states = [CellState(key, "neftune.alpha=5", 0, "waiting") for key in ("abc", "def")]
     cells = tuple(CellEstimate(key, "neftune.alpha=5", 0, seconds) for key, seconds in (("abc", 20.0), ("def", 40.0)))
     lines = shown(display.sweep_plan(states, SweepEstimate(60.0, 1, cells, {}, timed_passes=1)))
+=======
+def test_sweep_plan_finds_cells_by_their_key() -> None:
+    """Two arms with the same name have their own times."""
+    states = [CellState(key, "alpha 5", 0, "waiting") for key in ("abc", "def")]
+    cells = tuple(CellEstimate(key, "alpha 5", 0, seconds) for key, seconds in (("abc", 20.0), ("def", 40.0)))
+    lines = render(display.sweep_plan(states, SweepEstimate(60.0, 1, cells, {}, timed_passes=1)))
+>>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
     assert [line.split()[-2:] for line in lines if line.startswith(" alpha 5")] == [["20", "s"], ["40", "s"]]
 
 
@@ -245,31 +265,37 @@ def states(*names: str) -> list[CellState]:
 
 
 @pytest.mark.parametrize("height", [8, 10, 24, 40, 100])
-def test_more_cells_than_lines_leave_the_progress_in_sight(height: int) -> None:
-    """Cells at work and failed have a row, whatever their place; what has none is counted."""
+def test_cells_screen_more_cells_than_lines(height: int) -> None:
+    """Active and failed cells have a row, wherever they are in the plan; the others are counted."""
     names = ["finished"] * 30 + ["failed", "training", "evaluating"] + ["waiting"] * 20
-    lines = shown(display.cells(states(*names), 10.0, 0, height))
+    lines = render(display.cells(states(*names), 10.0, 0, height))
     assert len(lines) <= height - 2
     assert "31/53 cells" in lines[-1]
     for place in (30, 31, 32)[: height - 6]:
         assert any(line.startswith(f" alpha {place} ") for line in lines)
     rows = [int(line.split()[1]) for line in lines if line.startswith(" alpha ")]
     assert rows == sorted(rows)
-    told = re.search(r"^ and (.*)$", "\n".join(lines), re.MULTILINE)
-    counted = sum(map(int, re.findall(r"\d+", told[1]))) if told else 0
+    others = re.search(r"^ and (.*)$", "\n".join(lines), re.MULTILINE)
+    counted = sum(map(int, re.findall(r"\d+", others[1]))) if others else 0
     assert len(rows) + counted == len(names)
-    assert len(shown(display.cells(states(*names), 10.0, 0))) == len(names) + 3
+    assert len(render(display.cells(states(*names), 10.0, 0))) == len(names) + 3
 
 
+<<<<<<< HEAD
 def test_while_a_cell_is_measured_its_row_moves() -> None:
     state = CellState("k", "neftune.alpha=5", 0, "evaluating", 54, 54, 1.9, 75.0, evaluated=32, to_evaluate=200)
     [row] = [line for line in shown(display.cells([state], 1.0, 0)) if line.startswith(" alpha 5")]
+=======
+def test_cells_screen_progress_of_an_evaluation() -> None:
+    state = CellState("k", "alpha 5", 0, "evaluating", 54, 54, 1.9, 75.0, evaluated=32, to_evaluate=200)
+    [row] = [line for line in render(display.cells([state], 1.0, 0)) if line.startswith(" alpha 5")]
+>>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
     assert row.split() == ["alpha", "5", "0", "evaluating", "32/200", "54/54", "1.9000", "1:15"]
 
 
-def test_what_is_of_the_moment_is_in_no_file(tmp_path: Path) -> None:
+def test_write_outputs_no_transient_fields(tmp_path: Path) -> None:
     cells = plan("sweep.alphas=[5]")
-    reported(tmp_path, cells, measured(cells, {0: 0, 5: 0}), HELD_OUT_LOSS)
+    write_report(tmp_path, cells, planted_results(cells, {0: 0, 5: 0}), HELD_OUT_LOSS)
     columns = set((tmp_path / "cells.csv").read_text().splitlines()[0].split(","))
     assert columns == {
         "key",
@@ -284,3 +310,37 @@ def test_what_is_of_the_moment_is_in_no_file(tmp_path: Path) -> None:
         "retries",
     }
     assert {*json.loads((tmp_path / "sweep.json").read_text())["cells"][0]} == columns
+
+
+# Hostile names in Markdown
+
+
+def report_with(text: str) -> SweepReport:
+    """Return a report with a text as its task, swept option and problem."""
+    metric = f"{text} acc"
+    arms = tuple(
+        ArmResult(arm.alpha, f"chat_template {text}", 3, {metric: MetricValue(0.5, 0.4, 0.6, 54)}, ())
+        for arm in SWEEP.arms
+    )
+    failed = (CellState("abc", f"alpha 10, chat_template {text}", 1, "failed", problem=text),)
+    return SweepReport(
+        folder=f"runs/{text}",
+        arms=arms,
+        metrics=(metric,),
+        recommended="alpha 0",
+        conclusion=SWEEP.conclusion,
+        scope=SWEEP.scope,
+        failed=failed,
+        retried=(),
+        unfinished=0,
+        saved=0,
+        seconds=1.0,
+        resume_command="neft sweep-alpha x",
+    )
+
+
+def test_to_markdown_hostile_names() -> None:
+    """A verdict with hostile names has the elements of one with plain names, by an independent reader of Markdown."""
+    plain, hostile = outputs.to_markdown(report_with("x")), outputs.to_markdown(report_with(HOSTILE))
+    assert not any(kind.startswith(("image", "link", "html")) for kind in element_types(hostile))
+    assert element_types(hostile) == element_types(plain)

@@ -17,14 +17,14 @@ def cells_of(*sets: str) -> list[Cell]:
     return plan_cells(resolve_recipe(layers), layers)
 
 
-def test_cells_are_arms_by_seeds_with_alpha_0_among_them_seed_by_seed() -> None:
+def test_plan_cells_order() -> None:
     cells = cells_of("sweep.alphas=[5, 10]", "sweep.seeds=2", "training.seed=7")
     assert [(cell.seed, cell.arm.alpha) for cell in cells] == [(7, 0), (7, 5), (7, 10), (8, 0), (8, 5), (8, 10)]
     assert [arm.name() for arm in arms_of(cells)] == ["alpha 0", "alpha 5", "alpha 10"]
 
 
-def test_a_cell_is_the_recipe_that_train_would_take() -> None:
-    """Known by the hash of what determines its weights, whatever the sweep around it."""
+def test_plan_cells_cell_is_an_ordinary_run() -> None:
+    """Its key is the recipe's fingerprint, and is the same in a different sweep."""
     [cell] = [cell for cell in cells_of("sweep.seeds=2", "adapter.type=lora") if (cell.arm.alpha, cell.seed) == (10, 1)]
     sets = ("neftune.alpha=10", "training.seed=1", "adapter.type=lora")
     alone = load_recipe("quickstart", map(parse_assignment, sets))
@@ -33,7 +33,7 @@ def test_a_cell_is_the_recipe_that_train_would_take() -> None:
     assert cell.key in {other.key for other in others}
 
 
-def test_a_grid_is_every_combination_each_with_its_own_baseline() -> None:
+def test_plan_cells_grid() -> None:
     cells = cells_of(
         "sweep.alphas=[5]",
         "sweep.seeds=1",
@@ -49,7 +49,7 @@ def test_a_grid_is_every_combination_each_with_its_own_baseline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("axis", "says"),
+    ("axis", "message"),
     [
         ("training.learning_rate", "--grid takes KEY=VALUE,VALUE"),
         ("training.learning_rat=1", "training.learning_rat is not an option"),
@@ -70,12 +70,12 @@ def test_a_grid_is_every_combination_each_with_its_own_baseline() -> None:
         ("training.learning_rate=1e-4,,2e-4", "this is not YAML"),
     ],
 )
-def test_a_grid_that_can_not_be_is_refused(axis: str, says: str) -> None:
-    with pytest.raises(RecipeError, match=says):
+def test_plan_cells_invalid_grid(axis: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         cells_of(f"sweep.grid=['{axis}']")
 
 
-def test_a_value_of_a_grid_can_be_a_list() -> None:
+def test_plan_cells_list_as_a_value_of_a_grid() -> None:
     cells = cells_of(
         "sweep.seeds=1", "adapter.type=lora", "sweep.grid=['adapter.target_modules=[q_proj,k_proj],all-linear,']"
     )
@@ -93,8 +93,8 @@ def test_arms_have_different_names_if_their_values_agree_in_six_digits() -> None
     assert names[-1] == "alpha 5.0000001, learning_rate 1.0000001e-05"
 
 
-def test_options_of_the_noise_have_one_baseline_for_all_points() -> None:
-    """It is trained once a seed, by the recipe's own noise section, and each noised arm is compared with it."""
+def test_plan_cells_one_baseline_for_noise_options() -> None:
+    """The baseline is trained once per seed, with the recipe's own noise section, for all noised arms."""
     cells = cells_of(
         "sweep.alphas=[5]",
         "sweep.seeds=2",
@@ -113,21 +113,27 @@ def test_options_of_the_noise_have_one_baseline_for_all_points() -> None:
     for cell in cells:
         baseline = baseline_of(cell.arm)
         assert baseline in planned
-        rates = {one.recipe.training.learning_rate for one in cells if one.arm == baseline}
+        rates = {other.recipe.training.learning_rate for other in cells if other.arm == baseline}
         assert rates == {cell.recipe.training.learning_rate}
     [alone] = {cell.key for cell in cells_of("sweep.seeds=1", "training.learning_rate=1e-5") if cell.arm == Arm(0.0)}
     assert cells[0].key == alone
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "x" * 80, "ä"])
+<<<<<<< HEAD
 def test_a_name_that_leaves_the_folder_is_refused(name: str) -> None:
     """The sweep's own folder has it, and no cell would be the first to notice."""
     with pytest.raises(RecipeError, match="name: a sweep's name has at most 64 letters"):
+=======
+def test_plan_cells_invalid_name(name: str) -> None:
+    """The name is also that of the sweep's folder, so it is checked before any cell."""
+    with pytest.raises(RecipeError, match="name: a sweep's name has letters"):
+>>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
         cells_of(f"name='{name}'")
 
 
 @pytest.mark.parametrize(("room", "grid"), [(len("-a5-s0"), "[]"), (len("-g0-a5-s0"), "['adapter.type=none,lora']")])
-def test_a_name_that_is_too_long_for_a_cell_is_refused_for_the_whole_sweep(room: int, grid: str) -> None:
+def test_plan_cells_name_too_long_for_a_cell(room: int, grid: str) -> None:
     sets = ["sweep.alphas=[5]", "sweep.seeds=1", f"sweep.grid={grid}"]
     assert {len(cell.recipe.run_name()) for cell in cells_of(f"name={'x' * (64 - room)}", *sets)} == {64}
     with pytest.raises(InputError, match="name: a run's name has at most 64 letters"):

@@ -20,14 +20,14 @@ from neftcli.statistics.paired import LEVEL
 from neftcli.sweep import power as module
 from neftcli.sweep.power import NO_PILOT, plan_power
 from neftcli.sweep.results import SweepResults
-from tests.unit.sweep.planted import HELD_OUT_LOSS, ROWS, measured, plan
+from tests.unit.sweep.planted import HELD_OUT_LOSS, ROWS, plan, planted_results
 
 SETS = ("sweep.alphas=[5, 10]", "sweep.seeds=3", "sweep.delta=0.01")
 
 
 @pytest.fixture
 def content(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Measured cells by key, found without files; held-out examples are their own prompts."""
+    """Return planted cells by key, read without files; held-out examples are their own prompts."""
     found: dict[str, Any] = {}
 
     class Runs:
@@ -50,26 +50,26 @@ def planned(*sets: str) -> Any:
     return plan_power(base, plan(*SETS, *sets), prompts, Path("folder"), own=True)  # type: ignore[arg-type]
 
 
-def test_plan_power_of_the_pilots_own_plan_is_its_minimum_detectable_effect(content: dict[str, Any]) -> None:
+def test_plan_power_of_the_pilots_own_plan(content: dict[str, Any]) -> None:
     cells = plan(*SETS)
-    content |= measured(cells, {0: 0, 5: 0, 10: 0}, seed_spread=0.02)
+    content |= planted_results(cells, {0: 0, 5: 0, 10: 0}, seed_spread=0.02)
     results = SweepResults(cells, content)
     base, *arms = (results.values(HELD_OUT_LOSS, arm) for arm in results.arms)
     found = compare_arms(base, arms, results.weights(HELD_OUT_LOSS, results.arms[0]), comparisons=2)
     power = planned()
     assert (power.seeds, power.prompts, power.pilot_seeds, power.delta) == (3, ROWS, 3, 0.01)
-    effects = [one.detectable for one in found]
+    effects = [difference.detectable for difference in found]
     assert min(effects) <= power.detectable <= max(effects)  # type: ignore[type-var]
     assert power.why_not == ""
-    # More seeds and more arms are planned: a smaller effect, until delta is reached at the number that is said.
+    # With more seeds the effect gets smaller, and reaches delta at the reported number.
     assert planned("sweep.seeds=8").detectable < power.detectable
     assert planned(f"sweep.seeds={power.seeds_needed}").detectable <= 0.01
     assert planned(f"sweep.seeds={power.seeds_needed - 1}").detectable > 0.01
 
 
-def test_plan_power_one_planned_seed_is_about_that_seed(content: dict[str, Any], tmp_path: Path) -> None:
-    """By another sweep, of three seeds."""
-    content |= measured(plan(*SETS), {0: 0, 5: 0, 10: 0}, seed_spread=0.02)
+def test_plan_power_one_planned_seed(content: dict[str, Any], tmp_path: Path) -> None:
+    """The pilot is a different sweep with three seeds."""
+    content |= planted_results(plan(*SETS), {0: 0, 5: 0, 10: 0}, seed_spread=0.02)
     (tmp_path / "recipe.yaml").write_text("extends: quickstart\nsweep: {alphas: [5, 10], seeds: 3}\n")
     sets = (*SETS, "sweep.seeds=1", "training.weight_decay=0.5")
     base = resolve_recipe([*read_recipe_layers("quickstart"), *map(parse_assignment, sets)])
@@ -79,14 +79,19 @@ def test_plan_power_one_planned_seed_is_about_that_seed(content: dict[str, Any],
     cells = plan(*SETS)
     results = SweepResults(cells, content)
     base, *arms = (results.values(HELD_OUT_LOSS, arm) for arm in results.arms)
+<<<<<<< HEAD
     parts = module._mean(compare_arms(base, arms, results.weights(HELD_OUT_LOSS, results.arms[0])), 2)
     assert power.detectable == pytest.approx(minimum_detectable_effect(parts, 1, ROWS, LEVEL / 2, ScopeId.THESE_SEEDS))
+=======
+    parts = module.mean_components(compare_arms(base, arms, results.weights(HELD_OUT_LOSS, results.arms[0])), 2)
+    assert power.detectable == pytest.approx(minimum_detectable_effect(parts, 1, ROWS, LEVEL / 2, "these seeds"))
+>>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
     assert power.prompts_needed is None
 
 
 def test_plan_power_without_two_seeds(content: dict[str, Any]) -> None:
     cells = plan(*SETS)
-    content |= measured([cell for cell in cells if cell.seed == 0], {0: 0, 5: 0, 10: 0})
+    content |= planted_results([cell for cell in cells if cell.seed == 0], {0: 0, 5: 0, 10: 0})
     power = planned()
     assert (power.detectable, power.why_not) == (None, NO_PILOT)
     lines = format.estimate_lines(SweepEstimate(0.0, 1, (), {}, power=power))
@@ -95,7 +100,7 @@ def test_plan_power_without_two_seeds(content: dict[str, Any]) -> None:
 
 
 def test_plan_power_lines_state_the_numbers(content: dict[str, Any]) -> None:
-    content |= measured(plan(*SETS), {0: 0, 5: 0, 10: 0}, seed_spread=0.02)
+    content |= planted_results(plan(*SETS), {0: 0, 5: 0, 10: 0}, seed_spread=0.02)
     power = planned()
     first, second = format.estimate_lines(SweepEstimate(0.0, 1, (), {}, power=power))[1:]
     assert first.endswith(f"with 3 seeds and {ROWS} prompts (power 80 %, variance of 3 seeds of folder)")

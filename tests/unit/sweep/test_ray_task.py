@@ -1,4 +1,4 @@
-"""A task of a sweep in a process that Ray started.
+"""A sweep's task in a process that Ray started.
 
 Oracle: the umask of the process. The mailbox is a real one, called without Ray.
 """
@@ -25,7 +25,7 @@ pytest.importorskip("ray")
 
 @dataclass
 class Method:
-    """A method that is called as an actor's is."""
+    """A method with the interface of an actor's."""
 
     method: Callable[..., Any]
 
@@ -42,7 +42,7 @@ class Method:
 
 
 class Actor:
-    """A mailbox, and its methods as Ray hands them out."""
+    """A mailbox with the interface of an actor."""
 
     def __init__(self) -> None:
         self.mailbox = Mailbox()
@@ -50,7 +50,7 @@ class Actor:
 
 
 def task_in(folder: Path) -> CellTask:
-    """A task whose probe file is in `folder`; whether it is there depends on the test."""
+    """Return a task whose probe file is in `folder`; it may be missing."""
     return CellTask(Recipe(), "key", folder / ".ray-probe", folder)
 
 
@@ -68,7 +68,7 @@ def test_run_task_restricts_the_umask(tmp_path: Path) -> None:
 
 
 def test_run_task_on_a_node_without_the_folder_creates_nothing(tmp_path: Path) -> None:
-    """As on a node that joined the cluster after the sweep had checked all nodes."""
+    """Such a node may join the cluster after the sweep has checked all nodes."""
     result = run_task(task_in(tmp_path / "elsewhere"), Actor())
     assert (result.status, result.may_retry) == ("failed", False)
     assert result.problems[0].got == f"it does not see {tmp_path / 'elsewhere'}"
@@ -84,15 +84,15 @@ def test_check_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_folder(probe) == f"it can't write to {tmp_path}"
 
 
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("exists", [True, False])
 def test_run_task_works_in_the_folder_that_relative_paths_start_from(
-    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is imported from it; a node that lacks it works in the sweep's folder."""
+    """Nothing is imported from that folder; a node without it works in the sweep's folder."""
     project, sweep, before = tmp_path / "project", tmp_path / "sweep", Path.cwd()
     sweep.mkdir()
     (sweep / ".ray-probe").touch()
-    if there:
+    if exists:
         project.mkdir()
     seen: list[Path] = []
 
@@ -105,7 +105,7 @@ def test_run_task_works_in_the_folder_that_relative_paths_start_from(
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     result = run_task(CellTask(Recipe(), "key", sweep / ".ray-probe", project), Actor())
     assert (result.status, result.run) == ("finished", "run")
-    assert seen == [project if there else sweep]
+    assert seen == [project if exists else sweep]
     assert Path.cwd() == before
 
 

@@ -1,4 +1,4 @@
-"""Scheduling, reporting and the command that resumes; no cell is trained.
+"""Scheduling, reporting and the resume command; no cell is trained.
 
 Oracles: `shlex` for the command, `decide` on all cells, and planted results.
 """
@@ -40,20 +40,20 @@ from neftcli.sweep.plan import Arm, Cell
 from neftcli.sweep.reporter import SweepReporter
 from neftcli.sweep.results import SweepResults
 from neftcli.sweep.scheduler import SweepScheduler
-from neftcli.sweep.sweep_alpha import SweepRequest, _resume_command
-from tests.unit.sweep.planted import ROWS, measured, plan, shifted
+from neftcli.sweep.sweep_alpha import SweepRequest, format_resume_command
+from tests.unit.sweep.planted import ROWS, plan, planted_results, shift
 
 SIX = ("sweep.seeds=6",)
 
 
 class RecordingObserver:
-    """Observer that keeps all events."""
+    """Observer that stores all events."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
 
     def notify(self, event: Event) -> None:
-        """Keep an event."""
+        """Store an event."""
         self.events.append(event)
 
     def messages(self) -> list[str]:
@@ -86,7 +86,7 @@ class Engine:
         self.stopped = True
 
     def close(self) -> None:
-        """There are no workers."""
+        """Do nothing, since there are no workers."""
 
 
 @dataclass
@@ -114,7 +114,7 @@ class Sweep:
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep]:
-    """Makes a sweep in a folder of its own: cells, their results, and options."""
+    """Return a function that creates a sweep in its own folder, from cells, their results, and options."""
     number = 0
 
     def make(cells: list[Cell], content: dict[str, Any], *sets: str) -> Sweep:
@@ -140,9 +140,9 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sw
 
 
 def test_scheduler_stops_early_and_reports_why(planted: Callable[..., Sweep]) -> None:
-    """Alpha 10 is dropped at the first look; then alpha 5, tied, is given up, and the baseline is not trained on."""
+    """Alpha 10 is dropped at the first look; then alpha 5, which is tied, stops for futility with the baseline."""
     cells = plan("sweep.alphas=[5, 10]", "sweep.seeds=6")
-    content = measured(cells, {0: 0, 5: 0.0, 10: 0.04}, seed_spread=0.008, number=2)
+    content = planted_results(cells, {0: 0, 5: 0.0, 10: 0.04}, seed_spread=0.008, number=2)
     sweep = planted(cells, content, *SIX, "sweep.delta=0.02")
     sweep.run()
     report = sweep.report()
@@ -163,9 +163,9 @@ def test_scheduler_stops_early_and_reports_why(planted: Callable[..., Sweep]) ->
 
 
 def test_scheduler_decides_the_same_when_all_cells_are_finished(planted: Callable[..., Sweep]) -> None:
-    """As in a resumed sweep; without early stopping there are no decisions."""
+    """A resumed sweep decides the same; without early stopping there are no decisions."""
     cells = plan("sweep.alphas=[5, 10]", "sweep.seeds=6")
-    content = measured(cells, {0: 0, 5: 0.0, 10: 0.04}, seed_spread=0.008, number=2)
+    content = planted_results(cells, {0: 0, 5: 0.0, 10: 0.04}, seed_spread=0.008, number=2)
     never = planted(cells, content, *SIX, "sweep.early_stopping=never")
     never.run()
     assert len(never.engine.done) == len(cells)
@@ -177,9 +177,9 @@ def test_scheduler_decides_the_same_when_all_cells_are_finished(planted: Callabl
 
 
 def test_scheduler_fills_the_workers_and_decides_the_same(planted: Callable[..., Sweep]) -> None:
-    """With five workers two arms get two seeds a round; the look after the fourth seed uses no fifth one."""
+    """With five workers two arms get two seeds per round; the look after the fourth seed doesn't use the fifth."""
     cells = plan("sweep.alphas=[5, 10]", "sweep.seeds=6")
-    content = measured(cells, {0: 0, 5: 0.0, 10: 0.04}, seed_spread=0.008, number=2)
+    content = planted_results(cells, {0: 0, 5: 0.0, 10: 0.04}, seed_spread=0.008, number=2)
     sweep = planted(cells, content, *SIX, "sweep.delta=0.02")
     sweep.engine.workers = 5
     sweep.run()
@@ -189,15 +189,15 @@ def test_scheduler_fills_the_workers_and_decides_the_same(planted: Callable[...,
 
 def test_scheduler_runs_all_seeds_at_once_without_early_stopping(planted: Callable[..., Sweep]) -> None:
     cells = plan("sweep.alphas=[5]", "sweep.seeds=5")
-    sweep = planted(cells, measured(cells, {0: 0, 5: -1.0}), "sweep.seeds=5")
+    sweep = planted(cells, planted_results(cells, {0: 0, 5: -1.0}), "sweep.seeds=5")
     sweep.run()
     assert sweep.engine.rounds == [{0, 1, 2, 3, 4}]
 
 
 def test_reporter_delta_is_a_share_of_the_gain_over_the_base_model(planted: Callable[..., Sweep]) -> None:
-    """The engine's runs start at 2.5 nats; the gain is by the mean of alpha 0 over the first three seeds."""
+    """The engine's runs start at 2.5 nats; the gain is that of the mean of alpha 0 over the first three seeds."""
     cells = plan("sweep.alphas=[5]", "sweep.seeds=4")
-    content = measured(cells, {0: 0, 5: 0.5})
+    content = planted_results(cells, {0: 0, 5: 0.5})
     sweep = planted(cells, content, "sweep.delta=10%")
     sweep.finish(cells)
     results = SweepResults(cells, content)
@@ -206,7 +206,7 @@ def test_reporter_delta_is_a_share_of_the_gain_over_the_base_model(planted: Call
 
 
 def test_scheduler_continues_without_results(planted: Callable[..., Sweep]) -> None:
-    """All cells of the first seeds failed, and no evaluation says what the tasks' metric is called."""
+    """All cells of the first seeds failed, so no evaluation has the name of the tasks' metric."""
     cells = plan("sweep.alphas=[5]", "sweep.seeds=6")
     sweep = planted(cells, {}, "sweep.metrics=[tasks]", "evaluation.tasks=[arc_easy]", *SIX)
     sweep.run()
@@ -214,11 +214,11 @@ def test_scheduler_continues_without_results(planted: Callable[..., Sweep]) -> N
 
 
 def test_reporter_recommends_by_the_seeds_that_all_arms_have(planted: Callable[..., Sweep], tmp_path: Path) -> None:
-    """One seed of three is harder, and alpha 10 lacks it; `best` is not its run."""
+    """One seed of three is harder, and alpha 10 lacks it; `best` is the run of alpha 5."""
     cells = plan("sweep.alphas=[5, 10]")
-    content = measured(cells, {0: 0, 5: -0.15, 10: -0.05})
+    content = planted_results(cells, {0: 0, 5: -0.15, 10: -0.05})
     for cell in cells:
-        shifted(content, cell, 1.0 if cell.seed == 2 else 0.0)
+        shift(content, cell, 1.0 if cell.seed == 2 else 0.0)
     sweep = planted(cells, content)
     sweep.finish([cell for cell in cells if (cell.arm.alpha, cell.seed) != (10, 2)])
     assert sweep.report().recommended == "neftune.alpha=5"
@@ -247,13 +247,13 @@ def test_resume_command_runs_cells_the_same_way(settings: dict[str, Any], option
     folder = Path("my runs/it's a sweep")
     for trusts in (False, True):
         base = replace(Recipe(), model=replace(Recipe().model, trust_remote_code=trusts))
-        command = _resume_command(folder, SweepRequest((), **settings), base)
+        command = format_resume_command(folder, SweepRequest((), **settings), base)
         trust = ["--trust-remote-code"] if trusts else []
         assert shlex.split(command) == ["neft", "sweep-alpha", str(folder), *options, *trust]
 
 
 def test_scheduler_turns_events_into_states(planted: Callable[..., Sweep]) -> None:
-    """Progress of an evaluation counts only after training; notices of an engine are passed on, each once."""
+    """Progress of an evaluation counts only after training; each notice of an engine is passed on once."""
     [cell, *_] = cells = plan("sweep.alphas=[5]")
     sweep = planted(cells, {})
     rows = PhaseProgress(PhaseId.GENERATING_BASE_SAMPLES, 1, 2, 1.0, 1.0, 1.0, "rows")
@@ -285,7 +285,7 @@ def test_scheduler_turns_events_into_states(planted: Callable[..., Sweep]) -> No
 def test_reporter_asks_no_judge_once_a_stop_is_requested(
     planted: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The signal comes once while the judge is asked, and once before."""
+    """The judge is called when the signal arrives, and not again afterwards."""
     calls: list[str] = []
 
     def judge(*_arguments: Any) -> None:
@@ -295,7 +295,7 @@ def test_reporter_asks_no_judge_once_a_stop_is_requested(
 
     monkeypatch.setattr(module, "add_win_rates", judge)
     cells = plan("sweep.alphas=[5]", "sweep.seeds=3")
-    sweep = planted(cells, measured(cells, {0: 0, 5: 0}))
+    sweep = planted(cells, planted_results(cells, {0: 0, 5: 0}))
     scheduler = sweep.scheduler
     with scheduler.stop.handle_signals(first=scheduler.handle_first_signal):
         sweep.reporter.add_win_rates({})
@@ -311,7 +311,7 @@ def test_reporter_returns_a_report_that_can_not_be_written(
     planted: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = plan("sweep.alphas=[5]")
-    sweep = planted(cells, measured(cells, {0: 0, 5: -0.1}))
+    sweep = planted(cells, planted_results(cells, {0: 0, 5: -0.1}))
     sweep.finish(cells)
 
     def full(*_arguments: Any) -> None:
@@ -324,9 +324,9 @@ def test_reporter_returns_a_report_that_can_not_be_written(
 
 
 def test_reporter_tasks_without_values_of_single_documents(planted: Callable[..., Sweep]) -> None:
-    """Alone they are an error with a hint; with another metric, that one decides."""
+    """Alone they are an error with a hint; if there is another metric, it decides."""
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: 0})
+    content = planted_results(cells, {0: 0, 5: 0})
     tasks = "evaluation.tasks=[wikitext]"
     sweep = planted(cells, content, "sweep.metrics=[tasks]", tasks)
     sweep.finish(cells)

@@ -1,6 +1,6 @@
 """Checks of a sweep before a worker starts, and of its results before they are compared.
 
-Oracles: planted records of runs, and inputs of which one was changed.
+Oracles: planted records of runs, and inputs with one change.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def cells(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -
 
 
 def started_run(cell: Cell, **facts: Any) -> RunDirectory:
-    """A run of the cell with a record."""
+    """Create a run of the cell with a record."""
     run = new_run(Path(cell.recipe.output_dir), cell.recipe.run_name())
     run.write_json("run.json", {"status": "finished", "recipe_sha256": cell.key, **facts})
     return run
 
 
 def inputs_of(recipe: Recipe) -> tuple[ModelReference, PreparedData]:
-    """The model and the tokenised rows."""
+    """Return the model and the tokenised rows."""
     reference, examples = read_inputs(recipe, Silent())
     return reference, tokenize_inputs(recipe, reference, examples, Silent())[0]
 
@@ -61,7 +61,7 @@ def runs_of(cell: Cell) -> CellRuns:
 
 
 def hashes(reference: ModelReference, prepared: PreparedData) -> dict[str, Any]:
-    """The fields of a run's record about its inputs."""
+    """Return the fields of a run's record about its inputs."""
     return {
         "data_sha256": prepared.counts.fingerprint,
         "tokens_sha256": hash_tokens(prepared.train),
@@ -69,7 +69,7 @@ def hashes(reference: ModelReference, prepared: PreparedData) -> dict[str, Any]:
     }
 
 
-def test_require_same_inputs_names_the_cells_of_other_rows_or_another_model(cells: list[Cell], rows_file: Path) -> None:
+def test_require_same_inputs_names_changed_cells(cells: list[Cell], rows_file: Path) -> None:
     reference, prepared = inputs_of(cells[0].recipe)
     current = hashes(reference, prepared)
     require_same_inputs(runs_of(cells[0]), cells, reference, prepared)
@@ -137,9 +137,11 @@ def test_check_options_rejects_a_grid_of_models(neft: Callable[..., Result], tmp
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("typed", [["--set", "training.processes=2"], ["--grid", "training.processes=1,2"]])
-def test_check_options_rejects_several_processes(neft: Callable[..., Result], tmp_path: Path, typed: list[str]) -> None:
-    result = neft("sweep-alpha", "--recipe", "quickstart", "--output-dir", tmp_path / "runs", *typed)
+@pytest.mark.parametrize("arguments", [["--set", "training.processes=2"], ["--grid", "training.processes=1,2"]])
+def test_check_options_rejects_several_processes(
+    neft: Callable[..., Result], tmp_path: Path, arguments: list[str]
+) -> None:
+    result = neft("sweep-alpha", "--recipe", "quickstart", "--output-dir", tmp_path / "runs", *arguments)
     assert result.code == 2
     assert "training.processes: a sweep trains each cell in one process" in result.err
     assert not (tmp_path / "runs").exists()

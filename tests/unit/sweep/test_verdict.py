@@ -1,7 +1,7 @@
-"""From cells' numbers to the verdict.
+"""The verdict of a sweep from the results of its cells.
 
-Oracles: planted differences, `compare_arms` on the same values, Holm by hand, verdicts of the same cells without those
-that must not count, and laws over every pattern of gaps.
+Oracles: planted differences, `compare_arms` on the same values, Holm by hand, verdicts without the cells that must not
+count, and laws for any pattern of gaps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from neftcli.sweep.early_stopping import Stopped
 from neftcli.sweep.plan import Arm, Cell, arms_of
 from neftcli.sweep.results import SweepResults
 from neftcli.sweep.verdict import Verdict, judge_sweep
-from tests.unit.sweep.planted import ACCURACY, RATES, ROWS, measured, plan, shifted, with_win_rates
+from tests.unit.sweep.planted import ACCURACY, RATES, ROWS, plan, planted_results, shift, with_win_rates
 from tests.unit.sweep.verdict_checker import check_sentences
 
 
@@ -31,14 +31,14 @@ def judge(cells: list[Cell], content: dict[str, dict[str, Any]], *metrics: str, 
     return judge_sweep(SweepResults(cells, content), metrics or (HELD_OUT_LOSS,), **options)
 
 
-def words_of(verdict: Verdict) -> list[list[str]]:
-    return [[one.verdict for one in arm.comparisons] for arm in verdict.arms]
+def verdicts_of(verdict: Verdict) -> list[list[str]]:
+    return [[comparison.verdict for comparison in arm.comparisons] for arm in verdict.arms]
 
 
 def test_judge_sweep_planted_gain() -> None:
     cells = plan("sweep.alphas=[5, 10]")
-    verdict = judge(cells, measured(cells, {0: 0, 5: -0.064, 10: 0.056}))
-    assert words_of(verdict) == [[], ["better"], ["worse"]]
+    verdict = judge(cells, planted_results(cells, {0: 0, 5: -0.064, 10: 0.056}))
+    assert verdicts_of(verdict) == [[], ["better"], ["worse"]]
     assert verdict.recommended == Arm(5.0)
     assert verdict.conclusion[0].startswith("Better than alpha 0 in held-out loss, for new seeds: alpha 5 (-0.06")
     assert verdict.conclusion[1].startswith("Worse than alpha 0 in held-out loss, for new seeds: alpha 10 (+0.05")
@@ -47,7 +47,7 @@ def test_judge_sweep_planted_gain() -> None:
 
 def test_judge_sweep_without_figures_decides_the_same() -> None:
     cells = plan("sweep.alphas=[5, 10]")
-    content = measured(cells, {0: 0, 5: -0.064, 10: 0.056})
+    content = planted_results(cells, {0: 0, 5: -0.064, 10: 0.056})
     whole, decided = judge(cells, content), judge(cells, content, figures=False)
     assert all(row.values for row in whole.arms)
     assert not any(row.values for row in decided.arms)
@@ -57,7 +57,7 @@ def test_judge_sweep_without_figures_decides_the_same() -> None:
 
 def test_judge_sweep_resamples_bound_the_smallest_p() -> None:
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: -0.5})
+    content = planted_results(cells, {0: 0, 5: -0.5})
     [few, many] = (judge(cells, content, resamples=resamples).arms[1].comparisons[0] for resamples in (199, 9_999))
     assert few.these_seeds is not None
     assert many.these_seeds is not None
@@ -65,40 +65,49 @@ def test_judge_sweep_resamples_bound_the_smallest_p() -> None:
     assert many.these_seeds.p < 1 / 200
 
 
-def test_judge_sweep_seeds_that_vary_support_no_claim_about_new_ones() -> None:
-    """A gain of these 3 seeds that is within what seeds do: lower for these seeds, and nothing is recommended on it."""
+def test_judge_sweep_no_claim_about_new_seeds() -> None:
+    """A gain of these 3 seeds within the spread of seeds is lower for these seeds, and is not recommended."""
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: 0})
+    content = planted_results(cells, {0: 0, 5: 0})
     for cell, gap in zip([cell for cell in cells if cell.arm.alpha], (-0.03, -0.02, 0.005), strict=True):
-        shifted(content, cell, gap)
+        shift(content, cell, gap)
     verdict = judge(cells, content)
     one = verdict.arms[1].comparisons[0]
     assert (one.verdict, one.scope) == ("lower", "new_seeds")
     assert one.these_seeds is not None
     assert one.these_seeds.p_adjusted < LEVEL <= one.p_adjusted
     assert verdict.recommended == Arm(0.0)
-    said = " ".join(verdict.conclusion)
-    assert "No alpha is shown to be better than alpha 0 in held-out loss for new seeds." in said
-    assert "Lower held-out loss with alpha 5 for these 3 seeds" in said
-    assert "not shown for new seeds" in said
-    assert "Recommended: the baseline (alpha 0), unless more seeds show a gain." in said
+    conclusion = " ".join(verdict.conclusion)
+    assert "No alpha is shown to be better than alpha 0 in held-out loss for new seeds." in conclusion
+    assert "Lower held-out loss with alpha 5 for these 3 seeds" in conclusion
+    assert "not shown for new seeds" in conclusion
+    assert "Recommended: the baseline (alpha 0), unless more seeds show a gain." in conclusion
 
 
 def test_judge_sweep_one_seed_recommends_nothing() -> None:
     cells = plan("sweep.alphas=[5]", "sweep.seeds=1")
-    verdict = judge(cells, measured(cells, {0: 0, 5: -0.5}))
+    verdict = judge(cells, planted_results(cells, {0: 0, 5: -0.5}))
     one = verdict.arms[1].comparisons[0]
     assert (one.verdict, one.scope, one.these_seeds) == ("lower", "these_seeds", None)
     assert table_arm_verdict(verdict.arms[1], HELD_OUT_LOSS) == "lower for this seed"
     assert verdict.recommended is None
+<<<<<<< HEAD
     said = " ".join(verdict.conclusion)
     assert "Nothing is recommended: one seed can't show how results vary between seeds; use two or more." in said
     assert "etter than" not in said.replace("No alpha is shown to be better than", "")
+=======
+    conclusion = " ".join(verdict.conclusion)
+    assert (
+        "Nothing is recommended: one seed can't show what another seed would give; that takes two or more."
+        in conclusion
+    )
+    assert "etter than" not in conclusion.replace("No alpha is shown to be better than", "")
+>>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
 
 
-def test_judge_sweep_uses_all_rows_and_sums_those_of_one_prompt() -> None:
+def test_judge_sweep_sums_rows_of_one_prompt() -> None:
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: -0.05}, prompts=20)
+    content = planted_results(cells, {0: 0, 5: -0.05}, prompts=20)
     results = SweepResults(cells, content)
     one = judge_sweep(results, [HELD_OUT_LOSS]).arms[1].comparisons[0]
     base, arm = (results.values(HELD_OUT_LOSS, arm) for arm in results.arms)
@@ -113,7 +122,7 @@ def test_judge_sweep_uses_all_rows_and_sums_those_of_one_prompt() -> None:
 
 def test_judge_sweep_corrects_all_arms_and_metrics_together() -> None:
     cells = plan("sweep.alphas=[5, 10]")
-    content = measured(cells, {0: 0, 5: -0.002, 10: 0.003}, seed_spread=0.001)
+    content = planted_results(cells, {0: 0, 5: -0.002, 10: 0.003}, seed_spread=0.001)
     for cell in cells:
         content[cell.key]["metrics"][ACCURACY] = {**content[cell.key]["metrics"][HELD_OUT_LOSS], "direction": "higher"}
     family = [one for arm in judge(cells, content, HELD_OUT_LOSS, ACCURACY).arms for one in arm.comparisons]
@@ -121,10 +130,10 @@ def test_judge_sweep_corrects_all_arms_and_metrics_together() -> None:
     assert [one.p_adjusted for one in family] == holm_adjust([one.p for one in family if one.p is not None])
 
 
-def test_judge_sweep_metric_that_can_not_be_significant_costs_the_others_nothing() -> None:
-    """Exact match differs on three prompts, so no p is below 0.25: it does not count in the correction."""
+def test_judge_sweep_untestable_metric_is_not_corrected_for() -> None:
+    """Exact match differs for three prompts, so no p is below 0.25, and it does not count in the correction."""
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: -0.002})
+    content = planted_results(cells, {0: 0, 5: -0.002})
     for cell in cells:
         right = [float(row < 3 and cell.arm.alpha > 0) for row in range(ROWS)]
         content[cell.key]["metrics"]["exact_match"] = {"direction": "higher", "values": right, "weights": None}
@@ -134,13 +143,13 @@ def test_judge_sweep_metric_that_can_not_be_significant_costs_the_others_nothing
     assert exact.verdict == "not_significant"
 
 
-def test_judge_sweep_cell_that_failed_costs_its_seed_and_nothing_else() -> None:
+def test_judge_sweep_failed_cell_costs_its_seed_only() -> None:
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: -0.2})
+    content = planted_results(cells, {0: 0, 5: -0.2})
     del content[cells[3].key]  # alpha 5, second seed
     verdict = judge(cells, content)
     assert [arm.seeds for arm in verdict.arms] == [3, 2]
-    assert words_of(verdict)[1] == ["better"]
+    assert verdicts_of(verdict)[1] == ["better"]
 
 
 # Grids
@@ -151,19 +160,19 @@ def rate_of(arm: Arm) -> float:
 
 
 def test_judge_sweep_each_point_of_a_grid_has_its_own_baseline() -> None:
-    """The first learning rate is worse by itself; the noise is no worse there, and the baseline is the second's."""
+    """The first learning rate is worse, but its noise isn't; the recommended baseline is that of the second rate."""
     cells = plan("sweep.alphas=[5]", RATES)
-    content = measured(cells, {0: 0, 5: 0})
+    content = planted_results(cells, {0: 0, 5: 0})
     for cell in cells:
-        shifted(content, cell, 1.0 if rate_of(cell.arm) == 1e-5 else 0.0)
+        shift(content, cell, 1.0 if rate_of(cell.arm) == 1e-5 else 0.0)
     verdict = judge(cells, content)
     assert [abs(one.difference) < 0.01 for arm in verdict.arms for one in arm.comparisons] == [True, True]
     assert verdict.recommended == Arm(0.0, (("training.learning_rate", 5e-5),))
     assert "Recommended: the baseline (alpha 0, learning_rate 5e-05)" in " ".join(verdict.conclusion)
 
 
-def test_judge_sweep_win_rates_choose_within_a_point_of_the_grid_and_never_between_points() -> None:
-    """90 % against a baseline that a learning rate ruined is no sign that this rate is good."""
+def test_judge_sweep_win_rates_choose_within_a_point_of_the_grid() -> None:
+    """A win rate of 90 % against a ruined baseline doesn't mean that its learning rate is good."""
     cells = plan("sweep.alphas=[5]", RATES)
     good, ruined = (Arm(5.0, (("training.learning_rate", rate),)) for rate in (1e-5, 5e-5))
     results = SweepResults(cells, with_win_rates(cells, {good: 0.5, ruined: 0.9}))
@@ -171,16 +180,16 @@ def test_judge_sweep_win_rates_choose_within_a_point_of_the_grid_and_never_betwe
     assert results.groups(HELD_OUT_LOSS) == [results.arms]
     verdict = judge_sweep(results, [WIN_RATE, HELD_OUT_LOSS])
     assert verdict.recommended is None
-    said = " ".join(verdict.conclusion)
-    assert "Recommended: alpha 5, learning_rate 5e-05." in said
-    assert "Recommended: the baseline (alpha 0, learning_rate 1e-05)" in said
-    assert "Win rate is against alpha 0 with the same options: it can't choose between these" in said
+    conclusion = " ".join(verdict.conclusion)
+    assert "Recommended: alpha 5, learning_rate 5e-05." in conclusion
+    assert "Recommended: the baseline (alpha 0, learning_rate 1e-05)" in conclusion
+    assert "Win rate is against alpha 0 with the same options: it can't choose between these" in conclusion
 
 
-def test_judge_sweep_each_arm_is_weighed_by_its_own_tokens_and_others_tokens_are_not_chosen_among() -> None:
-    """Rows with twice the tokens and twice the nats have the same loss, in each seed and in the difference."""
+def test_judge_sweep_weights_of_different_tokens() -> None:
+    """Rows with twice the tokens and nats have the same loss and difference, but arms can't be chosen among."""
     cells = plan("sweep.alphas=[5]", RATES)
-    content = measured(cells, {0: 0, 5: 0.05})
+    content = planted_results(cells, {0: 0, 5: 0.05})
     plain = judge(cells, content)
     for cell in cells:
         if rate_of(cell.arm) == 5e-5:
@@ -200,15 +209,15 @@ def test_judge_sweep_each_arm_is_weighed_by_its_own_tokens_and_others_tokens_are
         assert np.mean(seeds) == pytest.approx(row.values[HELD_OUT_LOSS].value, rel=1e-12)
 
 
-# Seeds and rows that are missing
+# Missing seeds and rows
 
 
-def test_judge_sweep_recommends_by_the_seeds_that_all_better_arms_have() -> None:
-    """Stopped in a third, harder seed: an arm that lacks it is not the better for it."""
+def test_judge_sweep_recommends_by_common_seeds() -> None:
+    """An arm that lacks the third, harder seed is not better because of that."""
     cells = plan("sweep.alphas=[5, 10]")
-    content = measured(cells, {0: 0, 5: -0.3, 10: -0.2})
+    content = planted_results(cells, {0: 0, 5: -0.3, 10: -0.2})
     for cell in cells:
-        shifted(content, cell, 1.0 if cell.seed == 2 else 0.0)
+        shift(content, cell, 1.0 if cell.seed == 2 else 0.0)
     whole = judge(cells, content)
     del content[next(cell for cell in cells if (cell.arm.alpha, cell.seed) == (10, 2)).key]
     verdict = judge(cells, content)
@@ -218,7 +227,7 @@ def test_judge_sweep_recommends_by_the_seeds_that_all_better_arms_have() -> None
 
 def test_judge_sweep_arm_that_was_dropped_is_not_recommended() -> None:
     cells = plan("sweep.alphas=[5, 10]")
-    content = measured(cells, {0: 0, 5: -0.1, 10: -0.2})
+    content = planted_results(cells, {0: 0, 5: -0.1, 10: -0.2})
     verdict = judge(cells, content, dropped=[Arm(10.0)])
     assert verdict.arms[2].dropped
     assert table_arm_verdict(verdict.arms[2], HELD_OUT_LOSS) == "better (dropped)"
@@ -227,7 +236,7 @@ def test_judge_sweep_arm_that_was_dropped_is_not_recommended() -> None:
 
 def test_judge_sweep_arms_that_share_no_seed() -> None:
     cells = plan("sweep.alphas=[5]", "sweep.seeds=2")
-    content = measured(cells, {0: 0, 5: -0.5})
+    content = planted_results(cells, {0: 0, 5: -0.5})
     content = {cell.key: content[cell.key] for cell in cells if (cell.arm.alpha > 0) == (cell.seed == 1)}
     verdict = judge(cells, content)
     assert verdict.recommended is None
@@ -242,8 +251,8 @@ PATTERNS = st.tuples(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1), s
 
 @settings(deadline=None)
 @given(PATTERNS)
-def test_judge_sweep_no_pattern_of_gaps_is_too_much(pattern: tuple[int, float, float, int, int]) -> None:
-    """Law: whatever is missing, there is a verdict; the family is the pairs with enough rows that all seeds have."""
+def test_judge_sweep_any_pattern_of_gaps(pattern: tuple[int, float, float, int, int]) -> None:
+    """For any gaps there is a verdict; pairs with enough rows that all seeds have are compared."""
     number, gaps, lost, seeds, rows = pattern
     draw = np.random.default_rng(number)
     cells = plan("sweep.alphas=[5]", f"sweep.seeds={seeds}", RATES)
@@ -272,7 +281,7 @@ def test_judge_sweep_no_pattern_of_gaps_is_too_much(pattern: tuple[int, float, f
 
 def test_judge_sweep_too_few_prompts() -> None:
     cells = plan("sweep.alphas=[5]")
-    verdict = judge(cells, measured(cells, {0: 0, 5: -1}, prompts=5))
+    verdict = judge(cells, planted_results(cells, {0: 0, 5: -1}, prompts=5))
     assert verdict.arms[1].comparisons == ()
     assert verdict.recommended is None
     assert verdict.conclusion == (
@@ -280,21 +289,21 @@ def test_judge_sweep_too_few_prompts() -> None:
     )
 
 
-def test_judge_sweep_arm_that_is_not_compared_is_named() -> None:
+def test_judge_sweep_names_an_arm_that_is_not_compared() -> None:
     cells = plan("sweep.alphas=[5, 10]")
-    content = measured(cells, {0: 0, 5: -0.05, 10: 0})
+    content = planted_results(cells, {0: 0, 5: -0.05, 10: 0})
     content = {cell.key: content[cell.key] for cell in cells if cell.arm.alpha != 10}
-    said = judge(cells, content).conclusion
-    assert "Not compared in held-out loss: alpha 10 (no seed is finished both with noise and without)." in said
-    assert "Recommended: alpha 5." in said
+    conclusion = judge(cells, content).conclusion
+    assert "Not compared in held-out loss: alpha 10 (no seed is finished both with noise and without)." in conclusion
+    assert "Recommended: alpha 5." in conclusion
 
 
 # Recommendations and plans
 
 
-def test_judge_sweep_worse_in_another_metric_forbids_to_recommend() -> None:
+def test_judge_sweep_worse_in_a_second_metric_is_not_recommended() -> None:
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: -0.05})
+    content = planted_results(cells, {0: 0, 5: -0.05})
     for number, cell in enumerate(cells):
         right = np.random.default_rng((number, 3)).integers(3, 5, ROWS) - 2.0 * (cell.arm.alpha > 0)
         tokens = content[cell.key]["metrics"][HELD_OUT_LOSS]["weights"]
@@ -321,35 +330,40 @@ def difference_of(results: SweepResults) -> ArmDifference:
     )[0]
 
 
-def test_judge_sweep_plan_is_for_the_smallest_effect_of_interest() -> None:
-    """From delta, not from the difference that happened to be observed."""
+def test_judge_sweep_plan_for_delta() -> None:
+    """The plan is for delta, not for the observed difference."""
     cells = plan("sweep.alphas=[5]")
-    results = SweepResults(cells, measured(cells, {0: 0, 5: 0}, seed_spread=0.004))
+    results = SweepResults(cells, planted_results(cells, {0: 0, 5: 0}, seed_spread=0.004))
     found = difference_of(results)
     more = required_sizes(found, 0.004)
     assert found.detectable is not None
     assert more.seeds
     assert found.detectable > 0.004
-    said = judge_sweep(results, [HELD_OUT_LOSS], delta=0.004).conclusion
+    conclusion = judge_sweep(results, [HELD_OUT_LOSS], delta=0.004).conclusion
     assert (
         f"Minimum detectable effect: {found.detectable:.4f} in held-out loss (3 seeds, 100 prompts, power 80 %)."
-        in said
+        in conclusion
     )
+<<<<<<< HEAD
     takes = f"Detecting an effect of 0.0040 (sweep.delta) takes about {more.seeds} seeds"
     assert any(line.startswith(takes) for line in said)
+=======
+    takes = f"To detect an effect of 0.0040 (sweep.delta) takes about {more.seeds} seeds"
+    assert any(line.startswith(takes) for line in conclusion)
+>>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
     easy = judge_sweep(results, [HELD_OUT_LOSS], delta=0.5).conclusion
     assert "An effect of 0.5000 (sweep.delta) would have been found in 80 % of such sweeps or more." in easy
     assert not any("sweep.delta" in line for line in judge_sweep(results, [HELD_OUT_LOSS]).conclusion)
 
 
-def test_judge_sweep_baseline_of_other_options_that_is_best() -> None:
-    """At the first rate alpha 5 is better than its own alpha 0, and far worse than alpha 0 at the second."""
+def test_judge_sweep_best_baseline_of_different_options() -> None:
+    """At the first rate alpha 5 is better than its own alpha 0, but far worse than alpha 0 at the second."""
     cells = plan("sweep.alphas=[5]", RATES)
-    content = measured(cells, {0: 0, 5: -0.1})
+    content = planted_results(cells, {0: 0, 5: -0.1})
     for cell in cells:
-        shifted(content, cell, 1.0 if rate_of(cell.arm) == 1e-5 else 0.15 if cell.arm.alpha else 0.0)
+        shift(content, cell, 1.0 if rate_of(cell.arm) == 1e-5 else 0.15 if cell.arm.alpha else 0.0)
     verdict = judge(cells, content)
-    assert words_of(verdict)[1] == ["better"]
+    assert verdicts_of(verdict)[1] == ["better"]
     assert verdict.recommended == Arm(0.0, (("training.learning_rate", 5e-5),))
     assert any(
         line.startswith("Recommended: the baseline") and "its own alpha 0" in line for line in verdict.conclusion
@@ -358,14 +372,14 @@ def test_judge_sweep_baseline_of_other_options_that_is_best() -> None:
 
 def test_judge_sweep_every_arm_worse() -> None:
     cells = plan("sweep.alphas=[5, 10]")
-    said = judge(cells, measured(cells, {0: 0, 5: 0.1, 10: 0.2})).conclusion
-    assert "Recommended: the baseline (alpha 0): every alpha is worse." in said
+    conclusion = judge(cells, planted_results(cells, {0: 0, 5: 0.1, 10: 0.2})).conclusion
+    assert "Recommended: the baseline (alpha 0): every alpha is worse." in conclusion
 
 
-def test_judge_sweep_better_arm_that_was_dropped_is_the_last_resort() -> None:
+def test_judge_sweep_dropped_better_arm_as_last_resort() -> None:
     """The leading arm is worse in another metric, so it is not recommended."""
     cells = plan("sweep.alphas=[5, 10]")
-    content = measured(cells, {0: 0, 5: -0.5, 10: -0.3})
+    content = planted_results(cells, {0: 0, 5: -0.5, 10: -0.3})
     for number, cell in enumerate(cells):
         right = np.random.default_rng((number, 3)).integers(3, 5, ROWS) - 2.0 * (cell.arm.alpha == 5)
         tokens = content[cell.key]["metrics"][HELD_OUT_LOSS]["weights"]
@@ -376,9 +390,9 @@ def test_judge_sweep_better_arm_that_was_dropped_is_the_last_resort() -> None:
 
 
 def test_judge_sweep_seeds_are_those_that_both_arms_have() -> None:
-    """Two baseline cells failed: what is said of alpha 5 is of one seed, though it has three."""
+    """Two baseline cells failed, so the claim about alpha 5 is for one seed, although it has three."""
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: -0.5})
+    content = planted_results(cells, {0: 0, 5: -0.5})
     content = {cell.key: content[cell.key] for cell in cells if cell.arm.alpha or not cell.seed}
     verdict = judge(cells, content)
     assert verdict.arms[1].seeds == 3
@@ -387,45 +401,45 @@ def test_judge_sweep_seeds_are_those_that_both_arms_have() -> None:
 
 
 def test_judge_sweep_stop_that_later_seeds_contradict() -> None:
-    """A look after 3 seeds excluded the gain that 8 measured seeds of the baseline leave open."""
+    """A look after 3 seeds excluded a gain that 5 evaluated seeds don't exclude."""
     cells = plan("sweep.alphas=[5]", "sweep.seeds=8")
-    content = measured(cells, {0: 0, 5: 0}, seed_spread=0.05)
+    content = planted_results(cells, {0: 0, 5: 0}, seed_spread=0.05)
     content = {cell.key: content[cell.key] for cell in cells if cell.seed < 5}
     stop = Stopped(Arm(0.0), "futility", seeds=3, planned=8, excluded=0.005)
-    said = judge(cells, content, delta=0.005, stopped=[stop]).conclusion
-    assert stop.sentence(HELD_OUT_LOSS) not in said
-    assert "Stopped early by a look after 3 of 8 seeds; the verdict uses all results." in said
-    assert "Recommended: the baseline (alpha 0), unless more seeds show a gain." in said
+    conclusion = judge(cells, content, delta=0.005, stopped=[stop]).conclusion
+    assert stop.sentence(HELD_OUT_LOSS) not in conclusion
+    assert "Stopped early by a look after 3 of 8 seeds; the verdict uses all results." in conclusion
+    assert "Recommended: the baseline (alpha 0), unless more seeds show a gain." in conclusion
 
 
 def test_judge_sweep_futility_settles_the_recommendation() -> None:
-    """What is excluded needs no plan and no "unless"."""
+    """An excluded gain needs no plan and no "unless"."""
     cells = plan("sweep.alphas=[5]", "sweep.seeds=8")
-    content = measured(cells, {0: 0, 5: 0}, seed_spread=0.004)
+    content = planted_results(cells, {0: 0, 5: 0}, seed_spread=0.004)
     content = {cell.key: content[cell.key] for cell in cells if cell.seed < 3}
     stop = Stopped(Arm(0.0), "futility", seeds=3, planned=8, excluded=0.05)
-    said = judge(cells, content, delta=0.05, stopped=[stop]).conclusion
-    assert "Recommended: the baseline (alpha 0)." in said
-    assert stop.sentence(HELD_OUT_LOSS) in said
-    assert not any(line.startswith("Minimum detectable effect") for line in said)
+    conclusion = judge(cells, content, delta=0.05, stopped=[stop]).conclusion
+    assert "Recommended: the baseline (alpha 0)." in conclusion
+    assert stop.sentence(HELD_OUT_LOSS) in conclusion
+    assert not any(line.startswith("Minimum detectable effect") for line in conclusion)
     assert "Recommended: the baseline (alpha 0), unless more seeds show a gain." in judge(cells, content).conclusion
 
 
-def test_judge_sweep_arm_whose_seeds_vary_more_is_named() -> None:
+def test_judge_sweep_names_an_arm_whose_seeds_vary_more() -> None:
     cells = plan("sweep.alphas=[5, 10, 15]", "sweep.seeds=8")
-    content = measured(cells, {0: 0, 5: 0, 10: 0, 15: 0}, seed_spread=0.002)
+    content = planted_results(cells, {0: 0, 5: 0, 10: 0, 15: 0}, seed_spread=0.002)
     for cell in cells:
         if cell.arm.alpha == 15:
-            shifted(content, cell, (-1) ** cell.seed * 0.1)
+            shift(content, cell, (-1) ** cell.seed * 0.1)
     [line] = [line for line in judge(cells, content).conclusion if "varies more" in line]
     assert line.startswith("Alpha 15 varies more between seeds (standard deviation 0.1")
-    even = judge(cells, measured(cells, {0: 0, 5: 0, 10: 0, 15: 0}, seed_spread=0.002))
+    even = judge(cells, planted_results(cells, {0: 0, 5: 0, 10: 0, 15: 0}, seed_spread=0.002))
     assert not any("varies more" in line for line in even.conclusion)
 
 
-def test_judge_sweep_skewness_is_reported_with_its_effect_on_the_level() -> None:
+def test_judge_sweep_reports_skewness() -> None:
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: 0})
+    content = planted_results(cells, {0: 0, 5: 0})
     tail = np.exp(2 * np.random.default_rng(5).normal(size=ROWS))
     for cell in cells:
         if cell.arm.alpha:
@@ -440,7 +454,7 @@ def test_judge_sweep_skewness_is_reported_with_its_effect_on_the_level() -> None
 
 def test_judge_sweep_scope() -> None:
     cells = plan("sweep.alphas=[5]", "sweep.seeds=7")
-    content = measured(cells, {0: 0, 5: 0})
+    content = planted_results(cells, {0: 0, 5: 0})
     assert judge(cells, content).scope == (
         "Better and worse are claims about new seeds and new prompts, from 7 seeds and 100 prompts. 95 % CIs are of "
         "one comparison each; p is corrected for all of them (Holm)."
@@ -452,9 +466,9 @@ def test_judge_sweep_scope() -> None:
     )
 
 
-def test_sweep_results_seed_keeps_its_place_if_another_is_missing() -> None:
+def test_sweep_results_missing_seed() -> None:
     cells = plan("sweep.alphas=[5]")
-    content = measured(cells, {0: 0, 5: 0})
+    content = planted_results(cells, {0: 0, 5: 0})
     whole = SweepResults(cells, content).per_seed(HELD_OUT_LOSS, arms_of(cells)[1])
     del content[cells[1].key]  # alpha 5, first seed
     assert SweepResults(cells, content).per_seed(HELD_OUT_LOSS, arms_of(cells)[1]) == (None, *whole[1:])

@@ -18,7 +18,7 @@ from neftcli.sweep.early_stopping import Decision, decide
 from neftcli.sweep.plan import Arm, Cell
 from neftcli.sweep.results import SweepResults
 from neftcli.sweep.verdict import judge_sweep
-from tests.unit.sweep.planted import RATES, ROWS, measured, plan, shifted
+from tests.unit.sweep.planted import RATES, ROWS, plan, planted_results, shift
 from tests.unit.sweep.verdict_checker import NO_COMMON, check_sentences
 
 NOISE = "sweep.grid=['training.learning_rate=1e-5,5e-5', 'neftune.noise=uniform,gaussian']"
@@ -29,8 +29,8 @@ EARLY = COMMON | {"stop for success", "stop for futility"}
 """Kinds of sentences that the draws must reach: without and with early stopping."""
 
 
-def drawn(number: int) -> tuple[list[Cell], dict[str, dict[str, Any]], float, Decision]:
-    """Cells, what was measured of them, delta, and what was decided early; each tenth situation is a grid."""
+def draw_sweep(number: int) -> tuple[list[Cell], dict[str, dict[str, Any]], float, Decision]:
+    """Draw cells, their results, delta, and the early decision; two of ten situations are grids."""
     draw = np.random.default_rng(number)
     early, gridded = number % 4 == 3, number % 10 in (1, 3)
     seeds = int(draw.integers(6, 8)) if early else int(draw.integers(1, 5))
@@ -39,12 +39,12 @@ def drawn(number: int) -> tuple[list[Cell], dict[str, dict[str, Any]], float, De
     sizes, signs = [0, 0, 0.003, 0.03], [-1, -1, 1] if early else [-1, 1]
     gaps = {alpha: float(draw.choice(sizes) * draw.choice(signs)) for alpha in (0.0, 5.0, 10.0)}
     spread = float(draw.choice([0, 0.002, 0.01]))
-    content = measured(cells, gaps, seed_spread=spread, number=number, prompts=int(draw.choice([30, ROWS])))
+    content = planted_results(cells, gaps, seed_spread=spread, number=number, prompts=int(draw.choice([30, ROWS])))
     wild, tail = draw.random() < 0.2, draw.random() < 0.1
     heavy = np.exp(2 * draw.normal(size=ROWS))
     for cell in cells:
         if wild and cell.arm.alpha == 10:
-            shifted(content, cell, (-1) ** cell.seed * 0.1)
+            shift(content, cell, (-1) ** cell.seed * 0.1)
         if tail and cell.arm.alpha:
             loss = content[cell.key]["metrics"][HELD_OUT_LOSS]
             loss["values"] = (np.array(loss["values"]) + heavy).tolist()
@@ -56,11 +56,11 @@ def drawn(number: int) -> tuple[list[Cell], dict[str, dict[str, Any]], float, De
     delta = float(draw.choice([0.005, 0.05]))
     if not early:
         return cells, content, delta, Decision()
-    # As a sweep does: what was decided after some seeds is not trained on.
+    # Like a sweep, which trains no arm after it was dropped or stopped.
     decision = decide(SweepResults(cells, content), HELD_OUT_LOSS, delta, done=seeds - 1)
     beyond = int(draw.random() < 0.3)  # a round trained one seed more than the look used
     last = {stop.baseline: stop.seeds + beyond for stop in decision.stopped}
-    until = {one.arm: one.seeds for one in decision.dropped}
+    until = {dropped.arm: dropped.seeds for dropped in decision.dropped}
     kept = {}
     for cell in cells:
         end = last.get(replace(cell.arm, alpha=0.0), seeds)
@@ -79,14 +79,14 @@ def drawn(number: int) -> tuple[list[Cell], dict[str, dict[str, Any]], float, De
         (3, EARLY),
     ],
 )
-def test_judge_sweep_every_sentence_holds_in_drawn_situations(first: int, reached: set[str]) -> None:
-    """Of 200 situations every fourth one; from 3 on those with early stopping."""
+def test_judge_sweep_sentences_in_drawn_situations(first: int, reached: set[str]) -> None:
+    """Every fourth of 200 situations; those from 3 on have early stopping."""
     kinds: Counter[str] = Counter()
     for number in range(first, 200, 4):
-        cells, content, delta, decision = drawn(number)
+        cells, content, delta, decision = draw_sweep(number)
         if not content:
             continue
-        results, dropped = SweepResults(cells, content), {one.arm: one.seeds for one in decision.dropped}
+        results, dropped = SweepResults(cells, content), {drop.arm: drop.seeds for drop in decision.dropped}
         verdict = judge_sweep(results, list(METRICS), list(dropped), delta, decision.stopped)
         try:
             kinds += check_sentences(verdict, results, METRICS, delta=delta, stopped=decision.stopped, dropped=dropped)
@@ -105,21 +105,21 @@ def test_judge_sweep_every_sentence_holds_in_drawn_situations(first: int, reache
         "Not compared in held-out loss: alpha 5 (no seed is finished both with noise and without).",
     ],
 )
-def test_check_sentences_refuses_a_line_that_the_numbers_do_not_support(line: str) -> None:
+def test_check_sentences_rejects_an_unsupported_line(line: str) -> None:
     cells = plan("sweep.alphas=[5]")
-    results = SweepResults(cells, measured(cells, {0: 0, 5: -0.1}))
+    results = SweepResults(cells, planted_results(cells, {0: 0, 5: -0.1}))
     verdict = judge_sweep(results, [HELD_OUT_LOSS])
     check_sentences(verdict, results, {HELD_OUT_LOSS: "lower"})
     for place in (0, len(verdict.conclusion)):
-        said = (*verdict.conclusion[:place], line, *verdict.conclusion[place:])
+        conclusion = (*verdict.conclusion[:place], line, *verdict.conclusion[place:])
         with pytest.raises((AssertionError, ValueError)):
-            check_sentences(replace(verdict, conclusion=said), results, {HELD_OUT_LOSS: "lower"})
+            check_sentences(replace(verdict, conclusion=conclusion), results, {HELD_OUT_LOSS: "lower"})
 
 
 def test_judge_sweep_arms_without_a_common_seed_are_not_ranked() -> None:
     """Each arm has its own alpha 0 for two seeds, and the two points of the grid share none."""
     cells = plan("sweep.alphas=[5]", "sweep.seeds=4", RATES)
-    content = measured(cells, {0: 0, 5: -0.1})
+    content = planted_results(cells, {0: 0, 5: -0.1})
     kept = {cell.key: content[cell.key] for cell in cells if (cell.seed < 2) == (cell.arm.grid[0][1] == 1e-5)}
     results = SweepResults(cells, kept)
     verdict = judge_sweep(results, [HELD_OUT_LOSS])

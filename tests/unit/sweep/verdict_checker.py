@@ -1,4 +1,4 @@
-"""A checker of a sweep's conclusion: each line must be one that it knows, and each claim is recomputed from numbers."""
+"""A checker of a sweep's conclusion: each line must be known, and each claim is recomputed from numbers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from neftcli.sweep.results import WIN_RATES, SweepResults
 from neftcli.sweep.verdict import Verdict
 
 GIVEN = r"\((?P<numbers>[^()]*)\)"
-FEW = 100
-"""Resamples if no p is needed: spreads and skewness don't depend on them."""
+FEW_RESAMPLES = 100
+"""Resamples if no p is needed; spreads and skewness don't depend on them."""
 AMOUNT = r"[+-]?[\d.]+(?:e[+-]\d+)?(?: points)?"
 PAPER = (
     "The paper found its gains in the answers and hardly in the loss: --metric win_rate_length_controlled --judge URL "
@@ -34,37 +34,37 @@ NO_COMMON = "Nothing is recommended: the arms to choose from have no seed, or no
 
 
 def read(text: str) -> float:
-    """An amount as a number of the metric's unit."""
+    """Return an amount as a number in the metric's unit."""
     return float(text.removesuffix(" points")) * (0.01 if text.endswith(" points") else 1)
 
 
 def near(metric: str, value: float) -> object:
-    """What a rounded amount of the metric must equal."""
+    """Return the range of a rounded amount of the metric."""
     return pytest.approx(value, abs=6e-4 if is_share(metric) else 6e-5)
 
 
 def check_numbers(text: str, difference: float, low: float | None, high: float | None, p: float | None) -> None:
-    """The difference, interval and p of a sentence are those given, as rounded there."""
+    """Check the difference, interval and p of a sentence within their rounding."""
     scale, half = (0.01, 6e-4) if "points" in text else (1.0, 6e-5)
-    estimates, _, said = text.rpartition(", p ")
+    estimates, _, p_text = text.rpartition(", p ")
     numbers = [scale * float(number) for number in re.findall(r"[+-][\d.]+(?:e[+-]\d+)?", estimates)]
     expected = [difference] if low is None or high is None else [difference, low, high]
     if not text.startswith(("+", "-")):  # an interval alone
         del expected[0]
     assert numbers == pytest.approx(expected, abs=half)
     assert p is not None
-    assert p < 0.001 if said == "< 0.001" else float(said.removeprefix("= ")) == pytest.approx(p, abs=6e-4)
+    assert p < 0.001 if p_text == "< 0.001" else float(p_text.removeprefix("= ")) == pytest.approx(p, abs=6e-4)
 
 
 def arms_in(line: str) -> dict[str, str]:
-    """Name of each arm of a listing to what stands in its brackets."""
+    """Return the name of each arm of a listing to the text in its brackets."""
     listing = line.split(": ", 1)[1].removesuffix(".")
     return {part.split(" (")[0]: part.partition(" (")[2].removesuffix(")") for part in listing.split("; ")}
 
 
 def of_metric(arms: Sequence[ArmResult], metric: str) -> dict[str, Comparison]:
-    """Name of each arm that is compared in a metric to its comparison."""
-    return {arm.name(): one for arm in arms for one in arm.comparisons if one.metric == metric}
+    """Return the name of each arm that is compared in a metric to its comparison."""
+    return {arm.name(): comparison for arm in arms for comparison in arm.comparisons if comparison.metric == metric}
 
 
 def check_sentences(
@@ -76,11 +76,11 @@ def check_sentences(
     stopped: Sequence[Stopped] = (),
     dropped: Mapping[Arm, int] = MappingProxyType({}),
 ) -> Counter[str]:
-    """Recompute each claim of the conclusion; a line that it does not know, or that says too much, is an error.
+    """Recompute each claim of the conclusion; an unknown or unsupported line is an error.
 
     Args:
-        verdict: What was found.
-        results: What was measured.
+        verdict: The verdict.
+        results: The results.
         better: Metric to its good direction, the first metric first.
         delta: Smallest effect of interest.
         stopped: Groups that stopped early.
@@ -131,14 +131,14 @@ class _Checker:
         return self.checked
 
     def _take(self, kind: str, start: str) -> list[str]:
-        """The lines that begin like this; they are no longer left."""
+        """Remove and return the lines that begin like this."""
         lines = [line for line in self.left if line.startswith(start)]
         self.left = [line for line in self.left if line not in lines]
         self.checked[kind] += len(lines)
         return lines
 
     def _expect(self, kind: str, lines: Sequence[str]) -> None:
-        """These lines are there, each once."""
+        """Remove these lines, each of which must occur once."""
         for line in lines:
             assert self.left.count(line) == 1, (line, self.left)
             self.left.remove(line)
@@ -204,9 +204,15 @@ class _Checker:
             found = re.fullmatch(rf"95 % CI excludes (?:any gain|a gain over ({AMOUNT}))( for this seed)?", text)
             assert found, text
             gain = -one.low if self.better[metric] == "lower" else one.high
+<<<<<<< HEAD
             said = 0.0 if found[1] is None else read(found[1])
             assert said == pytest.approx(max(0.0, gain), rel=0.06, abs=6e-4 if is_share(metric) else 6e-5)
             assert (found[2] is not None) == (one.scope == ScopeId.THESE_SEEDS)
+=======
+            excluded = 0.0 if found[1] is None else read(found[1])
+            assert excluded == pytest.approx(max(0.0, gain), rel=0.06, abs=6e-4 if is_share(metric) else 6e-5)
+            assert (found[2] is not None) == (one.scope == "these seeds")
+>>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
 
     def _not_compared(self, metric: str) -> None:
         missing = {row.name() for row in self.verdict.arms if row.alpha}
@@ -226,7 +232,7 @@ class _Checker:
         self._expect("nothing", [f"Nothing could be compared in {label(metric)}: no arm has noise."] * (not noised))
 
     def _stops(self) -> list[Arm]:
-        """Check the sentences about early stopping; the baselines whose stop for futility is stated."""
+        """Check the sentences about early stopping; return the baselines whose stop for futility is stated."""
         futile = []
         for stop in self.stopped:
             look = f"Stopped early by a look after {stop.seeds} of {stop.planned} seeds"
@@ -242,7 +248,7 @@ class _Checker:
         return futile
 
     def _stop(self, stop: Stopped, claim: str) -> None:
-        """Recompute what a stop claims from the seeds of its look."""
+        """Recompute the claim of a stop from the seeds of its look."""
         sign = -1.0 if self.better[self.first] == "lower" else 1.0
         noised = [arm for arm in self.results.arms if arm.alpha]
         looked_at = [arm for arm in noised if baseline_of(arm) == stop.baseline]
@@ -275,7 +281,7 @@ class _Checker:
                 assert sign * one.value + margin_of_error(one.components, one.seeds, one.n, FUTILITY) < self.delta
 
     def _compare(self, baseline: Arm, arms: Sequence[Arm], seeds: int | None = None) -> dict[Arm, ArmDifference]:
-        """The arms against their baseline in the first metric, by their first seeds."""
+        """Compare the arms with their baseline in the first metric, by their first seeds."""
         if not arms:
             return {}
         found = compare_arms(
@@ -350,7 +356,7 @@ class _Checker:
             assert line.endswith("it can't choose between these, so there is no `best`.")
 
     def _best(self, arms: Sequence[Arm]) -> Arm | None:
-        """The best mean over the seeds and rows that all have."""
+        """Return the arm with the best mean over the seeds and rows that all have."""
         columns = [self.results.values(self.first, arm) for arm in arms]
         if not columns:
             return None
@@ -362,7 +368,7 @@ class _Checker:
         return arms[int(np.argmin(sums) if self.better[self.first] == "lower" else np.argmax(sums))]
 
     def _warnings(self) -> None:
-        """Spreads and skewness are those of `compare_arms` on the same values."""
+        """Check that spreads and skewness are those of `compare_arms` on the same values."""
         levels: dict[str, float] = {}
         spreads: dict[str, tuple[float, float]] = {}
         for metric in self.better:
@@ -375,7 +381,7 @@ class _Checker:
                     [self.results.values(metric, arm) for arm in group],
                     self.results.weights(metric, group[0]),
                     prompts=self.results.prompts(metric),
-                    resamples=FEW,
+                    resamples=FEW_RESAMPLES,
                 )
                 levels[metric] = max([levels.get(metric, 0.0), *(one.true_level or 0.0 for one in found)])
                 for arm, one in zip(group, found, strict=True):
@@ -390,8 +396,8 @@ class _Checker:
             found_uneven = re.fullmatch(uneven, line)
             assert found_uneven
             expected = spreads.pop(found_uneven[1][0].lower() + found_uneven[1][1:])
-            said = [read(found_uneven[place]) for place in (2, 3)]
-            assert said == pytest.approx(list(expected), rel=0.06, abs=6e-4 if is_share(self.first) else 6e-5)
+            stated = [read(found_uneven[place]) for place in (2, 3)]
+            assert stated == pytest.approx(list(expected), rel=0.06, abs=6e-4 if is_share(self.first) else 6e-5)
             self._expect("uneven", [line])
         assert spreads == {}
         expected_lines = [
@@ -419,14 +425,19 @@ class _Checker:
         widest = max(undecided.values(), key=lambda one: one.detectable or 0.0)
         one_seed = widest.seeds == 1
         scope = r"for this one seed \(" if one_seed else rf"\({widest.seeds} seeds, "
+<<<<<<< HEAD
         last = r" A claim about other seeds needs at least two seeds, better three\." if one_seed else ""
         said = re.fullmatch(
+=======
+        last = r" What other seeds would give takes at least two, better three\." if one_seed else ""
+        found = re.fullmatch(
+>>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
             rf"Minimum detectable effect: ({AMOUNT}) in {self.first_label} {scope}{widest.n} prompts, "
             rf"power 80 %\)\.{last}",
             lines[0],
         )
-        assert said, lines[0]
-        assert read(said[1]) == near(self.first, widest.detectable or 0.0)
+        assert found, lines[0]
+        assert read(found[1]) == near(self.first, widest.detectable or 0.0)
         if one_seed or self.delta is None:
             return
         effect = rf"[Aa]n effect of ({AMOUNT}) \(sweep\.delta\)"
@@ -448,7 +459,7 @@ class _Checker:
         self._expect("delta", [line])
 
     def _difference(self, arm: Arm, one: Comparison) -> ArmDifference:
-        """An arm's difference with the number of comparisons that its minimum detectable effect is for."""
+        """Return an arm's difference with the number of comparisons that its minimum detectable effect is for."""
         group = [other for other in self._words(self.results.arms) if baseline_of(other) == baseline_of(arm)]
         of_all = sum(len(row.comparisons) for row in self.verdict.arms)
         for comparisons in range(of_all, 0, -1):  # those that could not be significant don't count
