@@ -10,11 +10,13 @@ if "NEFT_TEST_GPU" not in os.environ:  # what is tested is a CPU's, but for `mak
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import errno
+import io
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,24 @@ def neft_process(*arguments: object, cwd: Path | None = None, **environment: str
         check=False,
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def call_neft(*arguments: object) -> Result:
+    """Run `neft` in this process; with --debug, Python's traceback is on stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    before, sys.argv = sys.argv, ["neft", *map(str, arguments)]
+    code = 0
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            command_line.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except Exception:
+        code = 1
+        err.write(traceback.format_exc())
+    finally:
+        sys.argv = before
+    return Result(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -111,8 +111,8 @@ def plot_metric(
     Raises:
         OSError: The folder can't be written.
     """
-    with _style():
-        return _write(_metric_figure(metric, unit, better, points), folder, stem)
+    with plot_style():
+        return _write(metric_figure(metric, unit, better, points), folder, stem)
 
 
 def plot_curves(folder: Path, stem: str, title: str, unit: str, curves: Sequence[Curve]) -> list[Path]:
@@ -130,11 +130,12 @@ def plot_curves(folder: Path, stem: str, title: str, unit: str, curves: Sequence
     Raises:
         OSError: The folder can't be written.
     """
-    with _style():
-        return _write(_curves_figure(title, unit, curves), folder, stem)
+    with plot_style():
+        return _write(curves_figure(title, unit, curves), folder, stem)
 
 
-def _metric_figure(metric: str, unit: str, better: str, points: Sequence[ArmPoints]) -> Figure:
+def metric_figure(metric: str, unit: str, better: str, points: Sequence[ArmPoints]) -> Figure:
+    """Return the figure of a metric: values and intervals over alpha, with a point for each seed."""
     alphas = sorted({point.alpha for point in points})
     labels = list(dict.fromkeys(point.label for point in points))
     width = COLUMN_WIDTH if len(alphas) * len(labels) <= MANY_ENTRIES else PAGE_WIDTH
@@ -198,7 +199,8 @@ def _metric_legend(axes: Axes, labels: Sequence[str], several: bool) -> list[Lin
     return arms + [entry for kind, entry in meanings.items() if kind in drawn]
 
 
-def _curves_figure(title: str, unit: str, curves: Sequence[Curve]) -> Figure:
+def curves_figure(title: str, unit: str, curves: Sequence[Curve]) -> Figure:
+    """Return the figure of curves over steps."""
     from matplotlib.ticker import MaxNLocator
 
     alphas = sorted({curve.alpha for curve in curves})
@@ -347,7 +349,7 @@ def _number(alpha: float) -> str:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def plot_style() -> Iterator[None]:
     """Apply matplotlib's defaults and `STYLE`, regardless of the user's settings, which are restored afterwards."""
     import matplotlib.style
 

@@ -22,49 +22,21 @@ import pytest
 
 from neftcli.runs.directory import RunDirectory
 from neftcli.system.files import temporary_name
-from tests.conftest import quick_arguments
-from tests.invariant.test_resume import result
 from tests.judge_server import judge_server, prefers_longer
+from tests.killed_runs import run_result
+from tests.recorded_commands import EVAL_OPTIONS, RUN, describe_run, fork_workers, path_names, train_command
 from tests.states import call_in, contents, neft_in, spread_out, states_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import save_tiny_gguf
 
-RUN = Path("runs/tiny-a5-s0")
 FEW = 12
 """States of a command that are tried by `make test`."""
 HOW_MANY = [pytest.param(FEW, id="some"), pytest.param(sys.maxsize, id="all", marks=pytest.mark.slow)]
-SHORT = (
-    "--set",
-    "evaluation.generation.max_new_tokens=4",
-    "--set",
-    "evaluation.judge.concurrency=1",
-    "--max-rows",
-    "4",
-)
-
-
-def train_command(model: Path, rows: Path) -> list[str]:
-    """`neft train` for three steps, with a checkpoint behind each."""
-    sets = {
-        "training.max_steps": 3,
-        "checkpoints.save_steps": 1,
-        "checkpoints.save_total_limit": 1,
-        "data.held_out_rows": 6,
-        "evaluation.every": 0.6,
-        "evaluation.samples": 1,
-        "evaluation.generation.max_new_tokens": 3,
-    }
-    more = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
-    return [*quick_arguments(model, rows, Path("runs")), *more]
 
 
 @pytest.fixture
 def typed(tiny_folder: Callable[[str], Path], rows_file: Path) -> list[str]:
     return train_command(tiny_folder("llama"), rows_file)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
 def as_the_script_does(folder: Path, typed: list[str]) -> tuple[int, str]:
@@ -76,24 +48,14 @@ def as_the_script_does(folder: Path, typed: list[str]) -> tuple[int, str]:
     return neft_in(folder, "train", "--resume", RUN) if (folder / RUN).is_dir() else neft_in(folder, *typed)
 
 
-def kind(folder: Path) -> str:
-    """What a state has of a run."""
-    if not (folder / RUN).is_dir():
-        return "no run"
-    if json.loads((folder / RUN / "run.json").read_text())["status"] == "finished":
-        return "finished"
-    whole = list((folder / RUN).glob("checkpoints/*/manifest.json"))
-    return "a run with a checkpoint" if whole else "a run without a checkpoint"
-
-
 def require_same_end(states: Iterable[Path], typed: list[str], whole: Path) -> None:
     """Resumes or begins the run in each state, and compares it with the undisturbed one."""
     for folder in states:
-        left = names(folder)
+        left = path_names(folder)
         code, said = as_the_script_does(folder, typed)
         assert code == 0, (folder, left, said)
-        assert result(folder / RUN) == result(whole / RUN), (folder, left)
-        assert names(folder) == names(whole), (folder, left)
+        assert run_result(folder / RUN) == run_result(whole / RUN), (folder, left)
+        assert path_names(folder) == path_names(whole), (folder, left)
         shutil.rmtree(folder)
 
 
@@ -105,8 +67,10 @@ def test_train_killed_at_any_file_operation(most: int, typed: list[str], tmp_pat
     code, said = neft_in(whole, *typed, states=tmp_path / "states")
     assert code == 0, said
     states = states_of(tmp_path / "states")
-    print(len(states), "states of train:", dict(Counter(map(kind, states))))
-    assert {"no run", "a run without a checkpoint", "a run with a checkpoint", "finished"} == set(map(kind, states))
+    print(len(states), "states of train:", dict(Counter(map(describe_run, states))))
+    assert {"no run", "a run without a checkpoint", "a run with a checkpoint", "finished"} == set(
+        map(describe_run, states)
+    )
     require_same_end(spread_out(states, most), typed, whole)
 
 
@@ -116,11 +80,11 @@ def test_resume_killed_at_any_file_operation(most: int, typed: list[str], tmp_pa
     whole = tmp_path / "whole"
     whole.mkdir()
     assert neft_in(whole, *typed, states=tmp_path / "first")[0] == 0
-    begun = next(state for state in states_of(tmp_path / "first") if kind(state) == "a run with a checkpoint")
+    begun = next(state for state in states_of(tmp_path / "first") if describe_run(state) == "a run with a checkpoint")
     code, said = neft_in(begun, "train", "--resume", RUN, states=tmp_path / "states")
     assert code == 0, said
     states = states_of(tmp_path / "states")
-    print(len(states), "states of resume:", dict(Counter(map(kind, states))))
+    print(len(states), "states of resume:", dict(Counter(map(describe_run, states))))
     require_same_end(spread_out(states, most), typed, whole)
 
 
@@ -129,7 +93,7 @@ def report(folder: Path) -> tuple[Any, ...]:
     [file] = folder.glob(f"{RUN}/evaluation/*/report.json")
     content = json.loads(file.read_text())
     content.pop("seconds")
-    return content, file.with_name("examples.jsonl").read_text(), names(folder)
+    return content, file.with_name("examples.jsonl").read_text(), path_names(folder)
 
 
 @pytest.mark.slow
@@ -141,13 +105,13 @@ def test_eval_and_judging_killed_at_any_file_operation(most: int, typed: list[st
     whole.mkdir()
     assert neft_in(whole, *typed)[0] == 0
     with judge_server(prefers_longer) as server:
-        judged = ("eval", RUN, "--judge", server.url, "--judge-model", "m", *SHORT)
+        judged = ("eval", RUN, "--judge", server.url, "--judge-model", "m", *EVAL_OPTIONS)
         code, said = neft_in(whole, *judged, states=tmp_path / "states")
         assert code == 0, said
         states = states_of(tmp_path / "states")
         print(len(states), "states of eval")
         for folder in spread_out(states, most):
-            left = names(folder)
+            left = path_names(folder)
             code, said = neft_in(folder, *judged)
             assert code == 0, (folder, left, said)
             assert report(folder) == report(whole), (folder, left)
@@ -174,37 +138,21 @@ def test_conversion_killed_at_any_file_operation(most: int, tmp_path: Path) -> N
     states = states_of(tmp_path / "states")
     print(len(states), "states of a conversion")
     for folder in spread_out(states, most):
-        left = names(folder)
+        left = path_names(folder)
         code, said = call_in(folder, partial(convert, file))
         assert code == 0, (folder, left, said)
         assert contents(folder) == contents(whole), (folder, left)
-        assert names(folder) == names(whole), (folder, left)
+        assert path_names(folder) == path_names(whole), (folder, left)
         shutil.rmtree(folder)
-
-
-def fork_workers() -> None:
-    """Has a sweep's workers be forks of its process, so that their file operations are recorded, too."""
-    import multiprocessing
-
-    from neftcli.sweep.engines import local_engine
-
-    class Forking:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(multiprocessing, name)
-
-        def get_context(self, kind: str) -> Any:
-            return multiprocessing.get_context("fork")
-
-    local_engine.multiprocessing = Forking()  # type: ignore[assignment]
 
 
 def sweep_result(folder: Path) -> tuple[Any, ...]:
     """What a sweep found, without its times, and all of its files."""
     sweep = folder / "runs/tiny-sweep"
     content = json.loads((sweep / "sweep.json").read_text())
-    runs = {run.name: result(run) for run in (sweep / "cells").iterdir()}
+    runs = {run.name: run_result(run) for run in (sweep / "cells").iterdir()}
     best = (sweep / "best").readlink() if (sweep / "best").is_symlink() else None
-    return content["arms"], content["conclusion"], runs, names(folder), best
+    return content["arms"], content["conclusion"], runs, path_names(folder), best
 
 
 @pytest.mark.slow
@@ -219,7 +167,7 @@ def test_sweep_killed_at_any_file_operation(most: int, typed: list[str], tmp_pat
     states = states_of(tmp_path / "states")
     print(len(states), "states of sweep-alpha")
     for folder in spread_out(states, most):
-        left = names(folder)
+        left = path_names(folder)
         begun = (folder / "runs/tiny-sweep/recipe.yaml").is_file() and (folder / "runs/tiny-sweep/cells").is_dir()
         again = ["sweep-alpha", "runs/tiny-sweep"] if begun else sweep
         code, said = neft_in(folder, *again, setup=fork_workers)

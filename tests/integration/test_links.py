@@ -17,8 +17,8 @@ import pytest
 
 from neftcli.system.files import TEMPORARY, remove
 from tests.conftest import Result
-from tests.integration.test_killed import RUN, SHORT, fork_workers, kind, names, train_command
 from tests.judge_server import judge_server, prefers_longer
+from tests.recorded_commands import EVAL_OPTIONS, RUN, describe_run, fork_workers, path_names, train_command
 from tests.states import contents, neft_in, states_of
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -62,7 +62,7 @@ def written(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factor
         for command, states in ((train, "run"), (eval_by(server.url), "evaluation"), (sweep, "sweep")):
             code, said = neft_in(whole, *command, states=root / states, setup=fork_workers)
             assert code == 0, said
-    resumed = next(state for state in states_of(root / "run") if kind(state) == "a run with a checkpoint")
+    resumed = next(state for state in states_of(root / "run") if describe_run(state) == "a run with a checkpoint")
     return Written(
         whole,
         resumed,
@@ -74,12 +74,12 @@ def written(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factor
 
 
 def eval_by(address: str) -> list[str]:
-    return ["eval", str(RUN), "--judge", address, "--judge-model", "m", *SHORT]
+    return ["eval", str(RUN), "--judge", address, "--judge-model", "m", *EVAL_OPTIONS]
 
 
 def ever(states: Path, beginning: str) -> list[str]:
     """The paths of all states, temporary ones aside."""
-    found = {name for folder in states.glob("*/folder") for name in names(folder) if name.startswith(beginning)}
+    found = {name for folder in states.glob("*/folder") for name in path_names(folder) if name.startswith(beginning)}
     return sorted(name for name in found if not any(map(TEMPORARY.fullmatch, Path(name).parts)))
 
 
@@ -103,13 +103,13 @@ def require_refused(neft: Neft, original: Path, path: str, link: str, command: l
     remove(place / path)
     (place / path).parent.mkdir(parents=True, exist_ok=True)
     (place / path).symlink_to(os.path.relpath(root / "place" / link, (place / path).parent))
-    before = contents(place), names(place), contents(outside), names(outside)
+    before = contents(place), path_names(place), contents(outside), path_names(outside)
     os.chdir(place)
     said = neft(*command)
     assert said.code == 2, (path, link, said)
     assert f"{path}: neft does not write through links" in said.err, (path, link, said.err)
     assert f"rm {path}    removes the link" in said.err
-    assert (contents(place), names(place), contents(outside), names(outside)) == before, (path, link)
+    assert (contents(place), path_names(place), contents(outside), path_names(outside)) == before, (path, link)
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +170,6 @@ def test_eval_model_is_a_link(neft: Neft, written: Written, tmp_path: Path) -> N
     (RUN / "model").rename(tmp_path / "elsewhere")
     (RUN / "model").symlink_to(tmp_path / "elsewhere")
     before = contents(tmp_path / "elsewhere")
-    said = neft("eval", RUN, "--no-base", *SHORT)
+    said = neft("eval", RUN, "--no-base", *EVAL_OPTIONS)
     assert said.code == 0, said.err
     assert contents(tmp_path / "elsewhere") == before

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from neftcli.runs.checkpoints import verify
-from tests.invariant.test_resume import result
+from tests.killed_runs import run_result
 
 NEFT = [sys.executable, "-m", "neftcli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node"]
@@ -108,7 +108,7 @@ def test_two_processes_equal_one_with_twice_the_batch(typed: list[str], tmp_path
     sets = with_sets({"neftune.alpha": 0, "training.batching": "padded"})
     assert do(tmp_path, *NEFT, *typed, *sets, "--processes", "2", "--name", "two")[0] == 0
     assert do(tmp_path, *NEFT, *typed, *sets, "--set=training.per_device_train_batch_size=4", "--name", "one")[0] == 0
-    two, one = (result(tmp_path / "runs" / f"{name}-a0-s0")[1] for name in ("two", "one"))
+    two, one = (run_result(tmp_path / "runs" / f"{name}-a0-s0")[1] for name in ("two", "one"))
     assert [line.keys() for line in two] == [line.keys() for line in one]
     for line, other in zip(two[:-1], one[:-1], strict=True):  # the last is the answers
         assert {key: value for key, value in line.items() if key != "event"} == pytest.approx(
@@ -143,7 +143,7 @@ def test_killed_processes_resume_bit_identically(mode: str, typed: list[str], tm
     assert {f"rng_state_{rank}.pth" for rank in range(int(number))} <= checkpoint.manifest["files"].keys()
     code, said = do(tmp_path, *NEFT, "train", "--resume", str(broken))
     assert code == 0, said
-    assert result(broken) == result(tmp_path / "runs" / "whole-a5-s0")
+    assert run_result(broken) == run_result(tmp_path / "runs" / "whole-a5-s0")
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_processes_killed_in_a_phase(phase: str, which: str, typed: list[str], t
     again = [*NEFT, "train", "--resume", str(run)] if run.is_dir() else [*command, "run"]
     code, said = do(tmp_path, *again)
     assert code == 0, said
-    assert result(run) == result(tmp_path / "runs" / "whole-a5-s0")
+    assert run_result(run) == run_result(tmp_path / "runs" / "whole-a5-s0")
 
 
 def verify_newest(run: Path) -> int:

@@ -22,7 +22,7 @@ import pytest
 
 from neftcli.runs.directory import RunDirectory
 from tests.conftest import Result, file_system
-from tests.invariant.test_resume import Killer, result, run
+from tests.killed_runs import LORA, SETTINGS, Killer, run_result, run_training
 
 Neft = Callable[..., Result]
 
@@ -33,10 +33,8 @@ def stopped(
 ) -> tuple[Path, dict[str, Any]]:
     """A run that was killed behind its seventh update, with checkpoints behind the fourth and the sixth."""
     output = tmp_path_factory.mktemp("stopped")
-    from tests.invariant.test_resume import BASIS, LORA
-
-    settings = {**BASIS, **LORA, "model.name": tiny_folder("llama"), "data.source": rows_file}
-    assert run(settings, output, killer=Killer(7)) == -signal.SIGKILL
+    settings = {**SETTINGS, **LORA, "model.name": tiny_folder("llama"), "data.source": rows_file}
+    assert run_training(settings, output, killer=Killer(7)) == -signal.SIGKILL
     return output / "run-a5-s0", settings
 
 
@@ -57,8 +55,8 @@ def test_resume_stopped_run(neft: Neft, copy: Path, stopped: tuple[Path, dict[st
     said = neft("train", "--resume", copy)
     assert said.code == 0, said.err
     assert f"resuming after step 6, from {copy}/checkpoints/checkpoint-6" in " ".join((said.out + said.err).split())
-    assert run(stopped[1], tmp_path / "whole") == 0
-    assert result(copy) == result(tmp_path / "whole" / "run-a5-s0")
+    assert run_training(stopped[1], tmp_path / "whole") == 0
+    assert run_result(copy) == run_result(tmp_path / "whole" / "run-a5-s0")
     again = neft("train", "--resume", copy)
     assert again.code == 2
     assert "this run is finished" in again.err
@@ -125,7 +123,7 @@ def movable(stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> tuple[Path,
     shutil.copy(stopped[1]["data.source"], rows)
     shutil.copytree(stopped[1]["model.name"], model)
     own = {**stopped[1], "data.source": rows, "model.name": model}
-    assert run(own, tmp_path / "own", killer=Killer(5)) == -signal.SIGKILL
+    assert run_training(own, tmp_path / "own", killer=Killer(5)) == -signal.SIGKILL
     return tmp_path / "own" / "run-a5-s0", rows, model
 
 
@@ -192,8 +190,8 @@ def test_resume_moved_rows_and_model(
         "model.name": [str(model), str(tmp_path / "moved")],
         "data.source": [str(rows), str(tmp_path / "moved.jsonl")],
     }
-    assert run(stopped[1], tmp_path / "whole") == 0
-    assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
+    assert run_training(stopped[1], tmp_path / "whole") == 0
+    assert run_result(folder) == run_result(tmp_path / "whole" / "run-a5-s0")
 
 
 @pytest.mark.slow
@@ -231,8 +229,8 @@ def test_resume_skips_damaged_checkpoint(
     assert said.code == 0, said.err
     assert "checkpoint-6: rng_state.pth is missing" in said.out
     assert "resuming after step 4" in said.out
-    assert run(stopped[1], tmp_path / "whole") == 0
-    assert result(copy) == result(tmp_path / "whole" / "run-a5-s0")
+    assert run_training(stopped[1], tmp_path / "whole") == 0
+    assert run_result(copy) == run_result(tmp_path / "whole" / "run-a5-s0")
 
 
 @pytest.mark.slow
@@ -279,7 +277,7 @@ def test_resume_locked_run(neft: Neft, copy: Path) -> None:
 
 @pytest.mark.slow
 def test_full_disk_during_training(neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    assert run(stopped[1], tmp_path / "whole") == 0
+    assert run_training(stopped[1], tmp_path / "whole") == 0
     typed = [part for key, value in stopped[1].items() for part in ("--set", f"{key}={value}")]
     small = tmp_path / "small"
     with file_system(small, "-t", "tmpfs", "-o", "size=1500k", "tmpfs"):
@@ -306,7 +304,7 @@ def test_full_disk_during_training(neft: Neft, stopped: tuple[Path, dict[str, An
         assert "Traceback" not in said
         filler.unlink()
         assert neft("train", "--resume", folder).code == 0
-        assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
+        assert run_result(folder) == run_result(tmp_path / "whole" / "run-a5-s0")
 
 
 @pytest.mark.slow
@@ -360,8 +358,8 @@ def test_full_disk_at_the_last_write(
     assert said.code == 1
     assert f"the disk is full; the tuned model is in {folder}/model" in said.err.replace("\n", " ")
     assert neft("train", "--resume", folder).code == 0
-    assert run(stopped[1], tmp_path / "whole") == 0
-    assert result(folder) == result(tmp_path / "whole" / "run-a5-s0")
+    assert run_training(stopped[1], tmp_path / "whole") == 0
+    assert run_result(folder) == run_result(tmp_path / "whole" / "run-a5-s0")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.invariant.test_resume import Killer, result, run
+from tests.killed_runs import Killer, run_result, run_training
 
 pytestmark = pytest.mark.slow
 BASIS: dict[str, Any] = {
@@ -33,10 +33,10 @@ BASIS: dict[str, Any] = {
 @pytest.mark.parametrize("method", [{}, {"adapter.type": "lora", "adapter.lora_dropout": 0.1}])
 def test_a_killed_run_of_the_real_model_goes_on_to_the_same_bits(method: dict[str, Any], tmp_path: Path) -> None:
     settings = {**BASIS, **method}
-    assert run(settings, tmp_path / "whole") == 0
+    assert run_training(settings, tmp_path / "whole") == 0
     broken = tmp_path / "broken" / "run-a5-s0"
     first, second = sorted(random.Random(str(method)).sample(range(4, 11), 2))  # noqa: S311
-    assert run(settings, broken.parent, killer=Killer(first)) == -signal.SIGKILL
-    assert run(settings, broken.parent, resume=broken, killer=Killer(second, signal.SIGTERM)) == 75
-    assert run(settings, broken.parent, resume=broken) == 0
-    assert result(broken) == result(tmp_path / "whole" / "run-a5-s0")
+    assert run_training(settings, broken.parent, killer=Killer(first)) == -signal.SIGKILL
+    assert run_training(settings, broken.parent, resume=broken, killer=Killer(second, signal.SIGTERM)) == 75
+    assert run_training(settings, broken.parent, resume=broken) == 0
+    assert run_result(broken) == run_result(tmp_path / "whole" / "run-a5-s0")

@@ -13,44 +13,23 @@ import pickle
 import shutil
 import signal
 import stat
-import sys
-import traceback
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from neftcli.cli import main as command_line
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.checkpoints import MANIFEST, Checkpoints
 from neftcli.runs.directory import remove_incomplete_runs
 from neftcli.sweep.cell_runs import CellRuns
-from tests.conftest import Result, quick_arguments
+from tests.conftest import Result, call_neft, quick_arguments
 from tests.judge_server import echoes_the_key, judge_server, prefers_longer
 
 SHORT = ("--set", "evaluation.generation.max_new_tokens=4", "--no-base")
-
-
-def neft(*arguments: object) -> Result:
-    """Runs `neft` in this process; with --debug the traceback that Python would print is on stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    before, sys.argv = sys.argv, ["neft", *map(str, arguments)]
-    code = 0
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            command_line.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except Exception:
-        code = 1
-        err.write(traceback.format_exc())
-    finally:
-        sys.argv = before
-    return Result(code, out.getvalue(), err.getvalue())
 
 
 class Makes:
@@ -76,7 +55,7 @@ def trained(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factor
     output = tmp_path_factory.mktemp("trained") / "runs"
     arguments = [*quick_arguments(tiny_folder("llama"), rows_file, output), "--learning-rate", "5e-3"]
     for extra in (["--alpha", "0"], ["--alpha", "5"], ["--lora", "--set", "name=lora"]):
-        result = neft(*arguments, *extra)
+        result = call_neft(*arguments, *extra)
         assert result.code == 0, result.err
     return output
 
@@ -121,12 +100,12 @@ IN_A_RUN = (
 @pytest.mark.parametrize("name", ["tiny-a5-s0", "lora-a5-s0"])
 def test_pickles_in_a_run(name: str, runs: Path, made: Path) -> None:
     """The run is evaluated, and gone on from, as if they were not there."""
-    before = neft("eval", runs / name, "--no-answers", "--no-base", "--quiet")
+    before = call_neft("eval", runs / name, "--no-answers", "--no-base", "--quiet")
     shutil.rmtree(runs / name / "evaluation")
     for file in IN_A_RUN:
         (runs / name / file).parent.mkdir(parents=True, exist_ok=True)
         (runs / name / file).write_bytes(pickled(made))
-    after = neft("eval", runs / name, "--no-answers", "--no-base", "--quiet")
+    after = call_neft("eval", runs / name, "--no-answers", "--no-base", "--quiet")
     assert (before.code, after.code) == (0, 0)
     measured = [[line for line in result.out.splitlines() if "held_out_loss" in line] for result in (before, after)]
     assert len(measured[0]) > 0
@@ -137,12 +116,12 @@ def test_pickles_in_a_run(name: str, runs: Path, made: Path) -> None:
 def test_pickles_in_the_cache(runs: Path, made: Path) -> None:
     """Files of an evaluation's results, the judge's replies and a sweep's cells: measured anew, or told."""
     run = runs / "tiny-a5-s0"
-    assert neft("eval", run, "--no-base", *SHORT).code == 0
+    assert call_neft("eval", run, "--no-base", *SHORT).code == 0
     kept = [*(run / "evaluation").glob("*.jsonl")]
     assert {file.name.partition("-")[0] for file in kept} == {"losses", "answers"}
     for file in kept:
         file.write_bytes(pickled(made))
-    assert neft("eval", run, "--no-base", *SHORT).code == 0
+    assert call_neft("eval", run, "--no-base", *SHORT).code == 0
     sweep = runs / "run-sweep"
     for file in (
         "recipe.yaml",
@@ -153,7 +132,7 @@ def test_pickles_in_the_cache(runs: Path, made: Path) -> None:
     ):
         (sweep / file).parent.mkdir(parents=True, exist_ok=True)
         (sweep / file).write_bytes(pickled(made))
-    assert neft("sweep-alpha", sweep).code == 2
+    assert call_neft("sweep-alpha", sweep).code == 2
     assert CellRuns(sweep / "cells").finished("key") is None
     assert CellRuns(sweep / "cells").find_resume_state("key", Recipe()) is None
 
@@ -177,7 +156,7 @@ def test_pickles_in_a_checkpoint_with_a_new_manifest(
 
     with monkeypatch.context() as patched:
         patched.setattr(Checkpoints, "publish", publish_and_stop)
-        stopped = neft(*quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs"), "--save-steps", "2")
+        stopped = call_neft(*quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs"), "--save-steps", "2")
     [checkpoint] = (tmp_path / "runs").glob("*/checkpoints/checkpoint-2")
     assert stopped.code == 75, stopped.err
     assert not (checkpoint / "training_args.bin").exists()
@@ -186,7 +165,7 @@ def test_pickles_in_a_checkpoint_with_a_new_manifest(
     (checkpoint / name).write_bytes(pickled(made))
     facts = json.loads((checkpoint / MANIFEST).read_text())
     publish(Checkpoints(checkpoint.parent, 2), 2, {key: facts[key] for key in facts if key not in OF_A_MANIFEST})
-    resumed = neft("train", "--resume", checkpoint.parents[1])
+    resumed = call_neft("train", "--resume", checkpoint.parents[1])
     assert "resuming after step 2" in resumed.out
     assert resumed.code == 1
 
@@ -195,7 +174,7 @@ def test_pickles_in_a_checkpoint_with_a_new_manifest(
 def test_pickles_as_rows(ending: str, tmp_path: Path, made: Path) -> None:
     file = tmp_path / f"rows{ending}"
     file.write_bytes(pickle.dumps(Makes(made)))
-    result = neft("train", "--dataset", file, "--output-dir", tmp_path / "runs")
+    result = call_neft("train", "--dataset", file, "--output-dir", tmp_path / "runs")
     assert (result.code, (tmp_path / "runs").exists()) == (2, False), result.err
 
 
@@ -233,12 +212,12 @@ def with_code(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_remote_code_runs_on_request_and_is_recorded(with_code: Path, rows_file: Path, tmp_path: Path) -> None:
     arguments = [*quick_arguments(with_code, rows_file, tmp_path / "runs"), "--set", "evaluation.samples=0"]
-    refused = neft(*arguments)
+    refused = call_neft(*arguments)
     assert refused.code == 2
     assert "--trust-remote-code" in refused.err.splitlines()[2]
     assert not (tmp_path / "code-ran").exists()
     assert not any((tmp_path / "runs").glob("*"))
-    assert neft(*arguments, "--trust-remote-code").code == 0
+    assert call_neft(*arguments, "--trust-remote-code").code == 0
     assert (tmp_path / "code-ran").is_dir()
     [record] = (tmp_path / "runs").glob("*/run.json")
     assert json.loads(record.read_text())["trust_remote_code"] is True
@@ -260,11 +239,11 @@ def test_remote_code_of_somebody_elses_run(place: str, runs: Path, tmp_path: Pat
     assert "trust_remote_code: false" in recipe
     (theirs / "recipe.yaml").write_text(recipe.replace("trust_remote_code: false", "trust_remote_code: true"))
     both = [theirs] if place == "run" else [runs / "tiny-a0-s0", "--baseline", theirs]
-    refused = neft("eval", *both, "--no-answers", "--no-base")
+    refused = call_neft("eval", *both, "--no-answers", "--no-base")
     assert refused.code == 2
     assert "needs its own Python code, which neft doesn't run by default" in refused.err
     assert not (tmp_path / "code-ran").exists()
-    asked = neft("eval", *both, "--no-answers", "--no-base", "--trust-remote-code")
+    asked = call_neft("eval", *both, "--no-answers", "--no-base", "--trust-remote-code")
     assert asked.code == 0, asked.err
     assert (tmp_path / "code-ran").is_dir()
 
@@ -276,7 +255,7 @@ def test_remote_code_of_the_hub_needs_a_commit(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     subject = ["--model", "owner/name"] if command == "train" else ["owner/name"]
-    result = neft(command, *subject, "--dataset", rows_file, "--trust-remote-code", *revision)
+    result = call_neft(command, *subject, "--dataset", rows_file, "--trust-remote-code", *revision)
     assert result.code == 2
     assert result.err.splitlines() == [
         "model.revision: code of owner/name runs only at a full commit id, which nobody can change",
@@ -296,7 +275,7 @@ def test_chat_template_is_sandboxed(
     file = model / "chat_template.jinja" if whose == "the model's own" else tmp_path / "own.jinja"
     file.write_text(template)
     typed = ["--chat-template", file] if whose == "a file's" else []
-    result = neft(*quick_arguments(model, rows_file, tmp_path / "runs"), *typed)
+    result = call_neft(*quick_arguments(model, rows_file, tmp_path / "runs"), *typed)
     assert result.code == 2
     assert "access to attribute '__init__' of 'type' object is unsafe" in result.err
 
@@ -305,7 +284,7 @@ def test_chat_template_is_sandboxed(
 def test_task_file_code_is_rejected(runs: Path, tmp_path: Path, made: Path) -> None:
     (tmp_path / "own.py").write_text(f"import os\nos.mkdir({str(made)!r})\ndef docs(rows): return rows\n")
     (tmp_path / "task.yaml").write_text("task: own\nprocess_docs: !function own.docs\n")
-    result = neft("eval", runs / "tiny-a5-s0", "--tasks", tmp_path / "task.yaml", "--no-answers")
+    result = call_neft("eval", runs / "tiny-a5-s0", "--tasks", tmp_path / "task.yaml", "--no-answers")
     assert result.code == 2
     assert "NEFT_TRUST_TASK_CODE=1" in result.err
     assert not (runs / "tiny-a5-s0" / "evaluation").exists()
@@ -353,9 +332,9 @@ def test_secrets_of_training(
     """A run that finishes, one whose loss becomes NaN, and one of a model that the hub is asked for."""
     arguments = quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
     results = [
-        neft(*arguments, *extra),
-        neft(*arguments, "--learning-rate", "1e30", *extra),
-        neft(*quick_arguments(Path("owner/name"), rows_file, tmp_path / "runs"), *extra),
+        call_neft(*arguments, *extra),
+        call_neft(*arguments, "--learning-rate", "1e30", *extra),
+        call_neft(*quick_arguments(Path("owner/name"), rows_file, tmp_path / "runs"), *extra),
     ]
     assert [result.code for result in results] == [0, 1, 2]
     assert leaked(canaries, results, tmp_path) == []
@@ -369,12 +348,12 @@ def test_secrets_of_an_evaluation(extra: tuple[str, ...], canaries: list[str], r
     judged = ["eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", *SHORT, *extra, "--judge-model", "m", "--judge"]
     with judge_server(prefers_longer) as server:
         server.always = echoes_the_key
-        refused = neft(*judged, server.url)
+        refused = call_neft(*judged, server.url)
         server.always = None
-        answered = neft(*judged, server.url)
+        answered = call_neft(*judged, server.url)
         sent = {request.headers["authorization"] for request in server.requests}
-        password = neft(*judged, server.url.replace("//", "//somebody:canaryPassword@"))
-        query = neft(*judged, f"{server.url}?key=canaryQuery")
+        password = call_neft(*judged, server.url.replace("//", "//somebody:canaryPassword@"))
+        query = call_neft(*judged, f"{server.url}?key=canaryQuery")
     assert sent == {f"Bearer {CANARIES['OPENAI_API_KEY']}"}
     assert (refused.code, answered.code) == (1, 0), answered.err
     assert "rejects the key in OPENAI_API_KEY" in refused.err
@@ -394,11 +373,11 @@ def test_secrets_of_a_sweep(
     arguments += ["--set", "training.learning_rate=5e-3", "--set", "evaluation.samples=0"]
     with judge_server(prefers_longer) as server:
         server.always = echoes_the_key
-        refused = neft("sweep-alpha", *arguments, "--judge", server.url)
+        refused = call_neft("sweep-alpha", *arguments, "--judge", server.url)
         server.always = None
-        answered = neft("sweep-alpha", *arguments, "--judge", server.url, "--json")
+        answered = call_neft("sweep-alpha", *arguments, "--judge", server.url, "--json")
         password = server.url.replace("//", "//somebody:canaryPassword@")
-        typed = neft("sweep-alpha", *arguments, "--judge", password, "--debug")
+        typed = call_neft("sweep-alpha", *arguments, "--judge", password, "--debug")
         assert {request.headers["authorization"] for request in server.requests} == {
             f"Bearer {CANARIES['OPENAI_API_KEY']}"
         }
@@ -427,17 +406,17 @@ def test_file_names_are_sanitised_for_the_terminal(
     rows = shutil.copy(rows_file, tmp_path / f"{name}.jsonl")
     template = tmp_path / f"{name}.jinja"
     template.write_text("{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
-    good = neft(*quick_arguments(model, rows, tmp_path / "runs"), "--chat-template", template)
+    good = call_neft(*quick_arguments(model, rows, tmp_path / "runs"), "--chat-template", template)
     assert good.code == 0, good.err
     arguments = quick_arguments(model, rows, tmp_path / "runs")
     [run] = (tmp_path / "runs").iterdir()
     bad = [
-        neft(*arguments, "--chat-template", f"{name}absent"),
-        neft(*arguments, "--dataset", f"{name}absent.jsonl"),
-        neft(*arguments, "--recipe", f"{name}absent.yaml"),
-        neft(*arguments, "--set", f"{name}=1"),
-        neft("eval", f"{name}absent"),
-        neft("eval", run, "--tasks", json.dumps(f"{name}absent.yaml")),
+        call_neft(*arguments, "--chat-template", f"{name}absent"),
+        call_neft(*arguments, "--dataset", f"{name}absent.jsonl"),
+        call_neft(*arguments, "--recipe", f"{name}absent.yaml"),
+        call_neft(*arguments, "--set", f"{name}=1"),
+        call_neft("eval", f"{name}absent"),
+        call_neft("eval", run, "--tasks", json.dumps(f"{name}absent.yaml")),
     ]
     assert [result.code for result in bad] == [2] * len(bad)
     assert acting("".join(result.out + result.err for result in (good, *bad))) == set()
@@ -455,7 +434,7 @@ def test_file_names_are_sanitised_for_the_terminal(
 def test_files_follow_the_umask(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        assert neft(*quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")).code == 0
+        assert call_neft(*quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")).code == 0
     finally:
         os.umask(before)
     open_ones = [file.name for file in (tmp_path / "runs").rglob("*") if stat.S_IMODE(file.stat().st_mode) & 0o077]
@@ -467,9 +446,9 @@ def test_files_are_not_writable_by_all(tiny_folder: Callable[[str], Path], rows_
     """Those of the libraries, of checkpoints and of an evaluation, too, whatever the umask."""
     before = os.umask(0)
     try:
-        assert neft(*quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")).code == 0
+        assert call_neft(*quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")).code == 0
         os.umask(0)
-        assert neft("eval", tmp_path / "runs" / "tiny-a5-s0", *SHORT).code == 0
+        assert call_neft("eval", tmp_path / "runs" / "tiny-a5-s0", *SHORT).code == 0
     finally:
         os.umask(before)
     written = list((tmp_path / "runs").rglob("*"))
@@ -487,13 +466,13 @@ def test_failed_evaluation_removes_only_its_own_files(
         folder.mkdir(parents=True)
         (folder / "notes.txt").write_text("mine")
     too_long = ("eval", run, "--no-base", "--set", "evaluation.generation.max_new_tokens=5000")
-    assert neft(*too_long).code == 2
+    assert call_neft(*too_long).code == 2
     assert (run / "evaluation" / "held-out" / "notes.txt").read_text() == "mine"
     shutil.rmtree(run / "evaluation")
     for link in (run / "evaluation", runs / "tiny-a0-s0" / "evaluation" / "held-out"):
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(outside if link.name == "evaluation" else outside / "held-out")
-        assert neft("eval", link.parents[link.name == "held-out"], *too_long[2:]).code == 2
+        assert call_neft("eval", link.parents[link.name == "held-out"], *too_long[2:]).code == 2
         assert [file.name for file in outside.rglob("*") if file.is_file()] == ["notes.txt"]
 
 
@@ -505,7 +484,7 @@ def test_links_as_cache_files(kind: str, runs: Path, tmp_path: Path) -> None:
     run, mine = runs / "tiny-a5-s0", tmp_path / "mine.txt"
     with judge_server(prefers_longer) as server:
         judged = ("--baseline", "tiny-a0-s0", "--judge", server.url, "--judge-model", "m")
-        assert neft("eval", run, *judged, *SHORT).code == 0
+        assert call_neft("eval", run, *judged, *SHORT).code == 0
         [file] = {
             "log": run.glob("evaluation/*/eval.log"),
             "verdicts": runs.glob("judge/verdicts.jsonl"),
@@ -513,7 +492,7 @@ def test_links_as_cache_files(kind: str, runs: Path, tmp_path: Path) -> None:
         mine.write_text("mine, without an end")
         file.unlink()
         file.symlink_to(mine)
-        result = neft("eval", run, *judged, *SHORT)
+        result = call_neft("eval", run, *judged, *SHORT)
     assert (result.code, mine.read_text()) == (2, "mine, without an end")
     assert f"{file.relative_to(tmp_path)}: neft does not write through links" in result.err
 

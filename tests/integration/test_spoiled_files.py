@@ -20,8 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from neftcli.runs.checkpoints import MANIFEST, TRAINER_STATE, Checkpoints
-from tests.conftest import quick_arguments
-from tests.integration.test_security import neft
+from tests.conftest import call_neft, quick_arguments
 
 EXAMPLES = {"sweep": 5}  # each trains a cell again
 MOST = 25
@@ -89,11 +88,11 @@ def folder(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factory
             ["eval", "runs/tiny-a5-s0", *SHORT],
         ]
         for command in commands:
-            result = neft(*command)
+            result = call_neft(*command)
             assert result.code == 0, result.err
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(Checkpoints, "publish", publish_and_stop)
-            assert neft(*basis, "--set", "name=stopped").code == 75
+            assert call_neft(*basis, "--set", "name=stopped").code == 75
     return root
 
 
@@ -161,12 +160,12 @@ def test_damaged_file_is_no_fault_of_neft(kind: str, folder: Path, tmp_path: Pat
         file.write_bytes(content)
         if file.name == MANIFEST and data.draw(st.booleans()):
             seal(file.parent)
-        result = neft(*command)
+        result = call_neft(*command)
         assert "bug of neft" not in result.err, (file, content[:2000], result.err)
         assert "Traceback" not in result.err, (file, content[:2000], result.err)
 
     with chdir(folder):
-        unspoiled = neft(*command)
+        unspoiled = call_neft(*command)
         assert unspoiled.code == 0, unspoiled.err  # else nothing would be read
         spoil()
 
@@ -193,6 +192,6 @@ def test_resume_skips_checkpoint_without_run_state(
     del state["stateful_callbacks"][key]
     (checkpoint / TRAINER_STATE).write_text(json.dumps(state))
     seal(checkpoint)
-    result = neft("train", "--resume", tmp_path / "run")
+    result = call_neft("train", "--resume", tmp_path / "run")
     assert result.code == 2
     assert f"{TRAINER_STATE} is damaged (stateful_callbacks.{key}: Field required)" in result.err

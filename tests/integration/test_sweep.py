@@ -12,11 +12,9 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +23,15 @@ import pytest
 from neftcli.data.splits import normalize_prompt
 from tests.conftest import Result, events, neft_process
 from tests.judge_server import judge_server, prefers_longer
+from tests.tiny_sweep import hash_cells, start_sweep, sweep_arguments, wait_for, weights_hash
 
 Neft = Callable[..., Result]
-
-
-def sweep_arguments(model: Path, rows: Path, output: Path, alphas: str = "0,5") -> list[str]:
-    """A sweep of two alphas and two seeds on a tiny model, of three steps a cell."""
-    sets = {
-        "training.max_steps": 3,
-        "training.learning_rate": "5e-3",
-        "training.precision": "float32",
-        "evaluation.samples": 0,
-        "evaluation.probe_rows": 0,
-        "evaluation.generation.max_new_tokens": 4,
-        "name": "tiny",
-        "output_dir": output,
-    }
-    typed = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
-    basis = ["--model", str(model), "--dataset", str(rows), "--alphas", alphas, "--seeds", "2"]
-    return ["sweep-alpha", *basis, *typed]
 
 
 @pytest.fixture
 def arguments(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> list[str]:
     """Those of a sweep into `tmp_path/runs`."""
     return sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
-
-
-def weights_of(run: Path) -> str:
-    [file] = (run / "model").glob("*.safetensors")
-    return sha256(file.read_bytes()).hexdigest()
 
 
 def report_of(folder: Path) -> dict[str, Any]:
@@ -67,11 +44,6 @@ def mean_loss(cells: list[dict[str, Any]]) -> float:
     losses = [cell["metrics"]["held_out_loss"] for cell in cells]
     nats, tokens = (sum(sum(loss[part]) for loss in losses) for part in ("values", "weights"))
     return float(nats / tokens)
-
-
-def cells_of(folder: Path) -> dict[str, str]:
-    """A sweep's runs and their weights."""
-    return {run.name: weights_of(run) for run in sorted((folder / "cells").iterdir())}
 
 
 def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
@@ -100,11 +72,11 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
         ("neftune.alpha=5", "1", "finished"),
     ]
     assert (folder / "best" / "run.json").is_file()
-    before = cells_of(folder)
+    before = hash_cells(folder)
     # A warm worker's cells are those of `neft train` alone, also the one that came after three others.
     recipe = folder / "cells" / "tiny-a5-s1" / "recipe.yaml"
     assert neft("train", "--recipe", recipe, "--output-dir", tmp_path / "alone").code == 0
-    assert weights_of(tmp_path / "alone" / "tiny-a5-s1") == before["tiny-a5-s1"]
+    assert weights_hash(tmp_path / "alone" / "tiny-a5-s1") == before["tiny-a5-s1"]
     # Again by its folder: nothing is trained, the report is the same.
     stamps = {file: file.stat().st_mtime_ns for file in folder.rglob("model/*")}
     again = events(neft("sweep-alpha", folder, "--json").out)
@@ -145,7 +117,7 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     # More seeds: the cells that are there stay.
     more = events(neft("sweep-alpha", folder, "--seeds", "3", "--json").out)
     assert [arm["seeds"] for arm in more[-1]["arms"]] == [3, 3]
-    assert cells_of(folder).items() >= before.items()
+    assert hash_cells(folder).items() >= before.items()
 
 
 def worker_of(process: subprocess.Popen[str], but: int = 0) -> int:
@@ -165,25 +137,6 @@ def worker_of(process: subprocess.Popen[str], but: int = 0) -> int:
     raise AssertionError("no worker came")
 
 
-def started(arguments: list[str]) -> subprocess.Popen[str]:
-    """The sweep as a process, in a group of its own as a terminal would have it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "neftcli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
     neft: Neft, arguments: list[str], tmp_path: Path
@@ -191,7 +144,7 @@ def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
     """Both by kill -9, once a cell is done; in the end all cells are those of a sweep that nobody disturbed."""
     folder = tmp_path / "runs" / "tiny-sweep"
     done = lambda: (folder / "cells" / "tiny-a0-s0" / "evaluation" / "cell.json").is_file()  # noqa: E731
-    process = started([*arguments, "--json"])
+    process = start_sweep([*arguments, "--json"])
     worker = worker_of(process)
     wait_for(done, process)
     os.kill(worker, signal.SIGKILL)
@@ -209,7 +162,7 @@ def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
     assert plan["cells"][0]["status"] == "finished"
     undisturbed = tmp_path / "other"
     assert neft(*arguments, "--output-dir", undisturbed, "--set", f"output_dir={undisturbed}").code == 0
-    assert cells_of(folder) == cells_of(undisturbed / "tiny-sweep")
+    assert hash_cells(folder) == hash_cells(undisturbed / "tiny-sweep")
 
 
 @pytest.mark.slow
@@ -217,7 +170,7 @@ def test_a_cell_that_is_tried_again_is_named(neft: Neft, arguments: list[str], t
     """In the lines, the table and the verdict; its worker is killed while it trains."""
     arguments = [*arguments, "--seeds", "1", "--set", "training.logging_steps=1"]
     folder = tmp_path / "runs" / "tiny-sweep"
-    process = started([*arguments, "--set", "training.max_steps=60", "--json"])
+    process = start_sweep([*arguments, "--set", "training.max_steps=60", "--json"])
     worker = worker_of(process)
     wait_for(lambda: any((folder / "cells").glob("*/metrics.jsonl")), process)
     os.kill(worker, signal.SIGKILL)
@@ -239,7 +192,7 @@ def test_a_signal_to_all_while_a_worker_starts_is_no_fault_and_the_sweep_can_be_
     """The worker imports libraries then; no cell is begun, and the command that is printed goes on."""
     arguments = [*arguments, "--seeds", "1", "--set", "sweep.answers=false"]
     folder = tmp_path / "runs" / "tiny-sweep"
-    process = started(arguments)
+    process = start_sweep(arguments)
     worker_of(process)
     os.killpg(process.pid, signal.SIGINT)
     out, said = process.communicate(timeout=60)
@@ -257,7 +210,7 @@ def test_a_signal_stops_behind_the_update_and_the_cell_goes_on(
 ) -> None:
     arguments = [*arguments, "--seeds", "1", "--set", "training.logging_steps=1"]
     folder = tmp_path / "runs" / "tiny-sweep"
-    process = started([*arguments, "--set", "training.max_steps=200"])
+    process = start_sweep([*arguments, "--set", "training.max_steps=200"])
     wait_for(lambda: any((folder / "cells").glob("*/metrics.jsonl")), process)
     other = neft_process("sweep-alpha", folder)
     assert other.code == 2
@@ -274,7 +227,7 @@ def test_a_signal_stops_behind_the_update_and_the_cell_goes_on(
     [resumed] = json.loads((run / "run.json").read_text())["resumed"]
     assert resumed["checkpoint"] == checkpoint.name
     assert neft("train", "--recipe", run / "recipe.yaml", "--output-dir", tmp_path / "alone").code == 0
-    assert weights_of(tmp_path / "alone" / run.name) == weights_of(run)
+    assert weights_hash(tmp_path / "alone" / run.name) == weights_hash(run)
 
 
 @pytest.mark.slow
@@ -295,7 +248,7 @@ def test_a_failing_arm_leaves_the_others_and_an_exit_code(neft: Neft, arguments:
 @pytest.mark.slow
 def test_ctrl_c_twice_stops_at_once(arguments: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "tiny-sweep"
-    process = started([*arguments, "--set", "training.max_steps=4000"])
+    process = start_sweep([*arguments, "--set", "training.max_steps=4000"])
     wait_for(lambda: any((folder / "cells").glob("*/metrics.jsonl")), process)
     worker = worker_of(process)
     os.kill(process.pid, signal.SIGINT)

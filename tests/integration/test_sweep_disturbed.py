@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Result, events, file_system
-from tests.integration.test_sweep import cells_of, started, sweep_arguments, wait_for, weights_of
+from tests.tiny_sweep import hash_cells, start_sweep, sweep_arguments, wait_for, weights_hash
 
 Neft = Callable[..., Result]
 
@@ -38,7 +38,7 @@ def stamps_of(folder: Path) -> dict[Path, int]:
 def require_same_alone(neft: Neft, cell: Path, output: Path) -> None:
     """Trains a cell's recipe by `neft train`, to the same bits."""
     assert neft("train", "--recipe", cell / "recipe.yaml", "--output-dir", output).code == 0
-    assert weights_of(output / cell.name) == weights_of(cell)
+    assert weights_hash(output / cell.name) == weights_hash(cell)
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_early_stopping_with_two_workers(
     [stopped] = [notice for notice in notices if notice.startswith("Stopped early, after 3 of 5 seeds: ")]
     assert stopped in report["conclusion"]
     assert [(arm["alpha"], arm["dropped"], arm["seeds"]) for arm in report["arms"]] == [(0, False, 3), (100, True, 3)]
-    assert (report["saved"], report["unfinished"], len(cells_of(folder))) == (4, 0, 6)
+    assert (report["saved"], report["unfinished"], len(hash_cells(folder))) == (4, 0, 6)
     rows = list(csv.DictReader((folder / "cells.csv").read_text().splitlines()))
     assert [row["status"] for row in rows].count("not_needed") == 4
     # Two at a time, and each to the same bits as alone.
@@ -112,7 +112,7 @@ def test_early_stopping_with_two_workers(
             neft("train", "--recipe", folder / "cells" / name / "recipe.yaml", "--output-dir", tmp_path / "one").code
             == 0
         )
-        assert weights_of(tmp_path / "one" / name) == weights_of(folder / "cells" / name)
+        assert weights_hash(tmp_path / "one" / name) == weights_hash(folder / "cells" / name)
     stamps = stamps_of(folder)
     again = events(neft("sweep-alpha", folder, "--json").out)[-1]
     assert (again["arms"], again["saved"]) == (report["arms"], 4)
@@ -127,7 +127,7 @@ def test_a_full_disk_costs_no_cell_that_is_done(
     basis = [*sweep_arguments(tiny_folder("llama"), rows_file, small), "--set", "sweep.answers=false"]
     with file_system(small, "-t", "tmpfs", "-o", "size=30m", "tmpfs"):
         folder = small / "tiny-sweep"
-        process = started(basis)
+        process = start_sweep(basis)
         wait_for(lambda: (folder / "cells" / "tiny-a0-s0" / "evaluation" / "cell.json").is_file(), process)
         with (small / "filler").open("wb") as file:
             try:

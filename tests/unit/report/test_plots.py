@@ -25,19 +25,9 @@ from PIL import Image
 
 from neftcli.report import plots
 from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
+from tests.unit.report.points import ALPHAS, HELD_OUT, MEANS, arm
 
-ALPHAS = (0.0, 5.0, 10.0, 15.0)
-MEANS = (1.9612, 1.9608, 1.9615, 1.9650)
 NAN = math.nan
-
-
-def arm(alpha: float, mean: float, label: str = "", spread: float = 0.003) -> ArmPoints:
-    """Three seeds around a mean, and an interval."""
-    seeds = (mean - spread, mean + spread / 2, mean + spread / 2)
-    return ArmPoints(alpha, label, mean, mean - 2 * spread, mean + 2 * spread, seeds)
-
-
-HELD_OUT = [arm(alpha, mean) for alpha, mean in zip(ALPHAS, MEANS, strict=True)]
 
 
 def curve(alpha: float, seed: int, label: str = "", last_step: int = 54) -> Curve:
@@ -49,15 +39,15 @@ CURVES = [curve(alpha, seed) for alpha in ALPHAS for seed in range(3)]
 
 
 def metric_figure(points: list[ArmPoints], better: str = "lower") -> Any:
-    with plots._style():
-        figure = plots._metric_figure("held-out loss", "nats a token", better, points)
+    with plots.plot_style():
+        figure = plots.metric_figure("held-out loss", "nats a token", better, points)
         figure.draw_without_rendering()
     return figure
 
 
 def curves_figure(curves: list[Curve]) -> Any:
-    with plots._style():
-        figure = plots._curves_figure("training loss", "nats a token", curves)
+    with plots.plot_style():
+        figure = plots.curves_figure("training loss", "nats a token", curves)
         figure.draw_without_rendering()
     return figure
 
@@ -128,7 +118,8 @@ def test_plot_metric_is_deterministic_with_any_settings_and_threads(tmp_path: Pa
     )
     script = (
         "import sys; from pathlib import Path\n"
-        "from tests.unit.report.test_plots import *\n"
+        "from neftcli.report.plots import plot_metric\n"
+        "from tests.unit.report.points import HELD_OUT\n"
         "import matplotlib; assert matplotlib.rcParams['font.size'] == 20\n"
         "plot_metric(Path(sys.argv[1]), 'loss', 'held-out loss', 'nats a token', 'lower', HELD_OUT)\n"
         "assert matplotlib.rcParams['font.size'] == 20\n"

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy import stats
 
 from neftcli.events import ScopeId
@@ -33,41 +32,12 @@ from neftcli.statistics.crossed import (
     variance_components,
 )
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, POWER, Estimate, bootstrap_estimate, paired_difference
-
-Floats = NDArray[np.float64]
-QUICK = 199  # 0.05 (199 + 1) is whole
-
-
-def draw_arms(
-    seeds: int,
-    n: int,
-    generator: np.random.Generator | int,
-    *,
-    count: int = 2,
-    seed: float = 0.5,
-    prompt: float = 1.0,
-    residual: float = 1.0,
-) -> Floats:
-    """Values (arms, seeds, prompts): parts that all arms share, large, and parts of each arm, of the sd given."""
-    draw = np.random.default_rng(generator).normal
-    shared = 3 * draw(size=(seeds, 1)) + 3 * draw(size=(1, n)) + draw(size=(seeds, n))
-    own = seed * draw(size=(count, seeds, 1)) + prompt * draw(size=(count, 1, n))
-    values: Floats = 10 + shared + own + residual * draw(size=(count, seeds, n))
-    return values
-
-
-def compare(baseline: Floats, arm: Floats, weights: Floats | None = None, **options: Any) -> ArmDifference:
-    """One arm alone."""
-    return compare_arms(baseline, [arm], weights, resamples=QUICK, **options)[0]
+from tests.unit.statistics.draws import QUICK, Floats, compare, draw_arms, tokens_of
 
 
 def claim_about_new_seeds(found: ArmDifference) -> Claim:
     assert found.new_seeds is not None
     return found.new_seeds
-
-
-def tokens_of(n: int) -> Floats:
-    return np.random.default_rng(n).integers(5, 200, n).astype(float)
 
 
 shapes = st.tuples(st.integers(2, 8), st.integers(2, 25), st.integers(0, 1_000))

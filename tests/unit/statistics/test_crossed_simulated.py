@@ -27,8 +27,7 @@ from neftcli.statistics.crossed import (
 from neftcli.statistics.multiple import holm_adjust, name_verdict
 from neftcli.statistics.paired import LEVEL, POWER, paired_difference
 from neftcli.statistics.planning import required_sizes
-from tests.unit.statistics.test_crossed import QUICK, Floats, draw_arms, tokens_of
-from tests.unit.statistics.test_planning import difference
+from tests.unit.statistics.draws import QUICK, Floats, difference, draw_arms, tokens_of
 
 SIMULATIONS = 250
 FALSE_FINDINGS = int(stats.binom.ppf(0.99, SIMULATIONS, LEVEL))

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy import stats
 
 from neftcli.statistics.multiple import name_verdict
@@ -28,8 +27,8 @@ from neftcli.statistics.paired import (
     paired_difference,
     sum_by_prompt,
 )
+from tests.unit.statistics.draws import Floats, detectable_in_closed_form, draw_skewed
 
-Floats = NDArray[np.float64]
 QUICK = 999  # resamples in simulations: 0.05 (999 + 1) is whole, so the level is kept exactly
 
 numbers = st.floats(-100, 100, allow_nan=False).map(lambda number: round(number, 3))
@@ -50,15 +49,6 @@ def brute_force_p(differences: Floats, weights: Floats | None = None, r: float =
     return sum(abs(other) >= abs(sum(whole)) for other in sums) / len(sums)
 
 
-def skewed(n: int, seed: int, slope: float = 0.0) -> tuple[Floats, Floats, Floats]:
-    """Sums of nats of two models and the tokens, per prompt; the losses are skewed and harder examples are longer."""
-    generator = np.random.default_rng(seed)
-    tokens = generator.integers(5, 200, n).astype(float)
-    hard = generator.gamma(2, 1, n) + tokens / 100
-    first, second = (tokens * (hard + generator.exponential(0.3, n)) for _ in range(2))
-    return first, second + slope * tokens, tokens
-
-
 # P
 
 
@@ -76,7 +66,7 @@ def test_paired_difference_p_of_few_prompts_is_that_of_all_sign_patterns(rows: l
 
 @pytest.mark.parametrize("seed", range(5))
 def test_paired_difference_exact_p_is_scipys(seed: int) -> None:
-    first, second, _ = skewed(13, seed, slope=0.1)
+    first, second, _ = draw_skewed(13, seed, slope=0.1)
     expected = stats.permutation_test(
         (second - first,), np.sum, permutation_type="samples", n_resamples=np.inf, vectorized=True
     ).pvalue
@@ -86,7 +76,7 @@ def test_paired_difference_exact_p_is_scipys(seed: int) -> None:
 @pytest.mark.parametrize("slope", [0.0, 0.15, 0.3])
 def test_paired_difference_sampled_p_nears_the_exact_one(slope: float) -> None:
     """Sixteen prompts are sampled; all 65,536 patterns give a p within 4 standard errors of the sampling."""
-    first, second, _ = skewed(16, 3, slope)
+    first, second, _ = draw_skewed(16, 3, slope)
     differences = second - first
     signs = np.array(list(itertools.product((1.0, -1.0), repeat=16)))
     expected = float((abs(signs @ differences) >= abs(differences.sum()) - 1e-9).mean())
@@ -159,7 +149,7 @@ def by_definition(values: Floats, weights: Floats, resamples: int) -> tuple[floa
 @pytest.mark.parametrize("weighted", [False, True])
 def test_estimate_interval_is_bca(weighted: bool) -> None:
     """On skewed losses, within 3 % of its width: the draws differ."""
-    first, _, tokens = skewed(60, 1)
+    first, _, tokens = draw_skewed(60, 1)
     weights = tokens if weighted else np.ones(60)
     found = bootstrap_estimate(first, weights)
     low, high = by_definition(first, weights, 20_000)
@@ -231,7 +221,7 @@ def test_paired_difference_interval_excludes_zero_exactly_if_p_is_below_the_leve
 @pytest.mark.parametrize("weighted", [False, True])
 def test_paired_difference_interval_moves_with_a_shift(n: int, weighted: bool) -> None:
     """A difference of r more a token moves value and ends by r, so that p at r is p of 0 after it."""
-    first, second, tokens = skewed(n, 6)
+    first, second, tokens = draw_skewed(n, 6)
     weights = tokens if weighted else np.ones(n)
     one = paired_difference(first, second, weights, resamples=QUICK)
     assert one.low is not None
@@ -246,7 +236,7 @@ def test_paired_difference_interval_moves_with_a_shift(n: int, weighted: bool) -
 
 def test_paired_difference_memory_is_bounded() -> None:
     """Ten thousand prompts, whose sign patterns would take 800 MB at once, stay under 100 MB."""
-    first, second, tokens = skewed(10_000, 0)
+    first, second, tokens = draw_skewed(10_000, 0)
     paired_difference(first[:50], second[:50])
     tracemalloc.start()
     try:
@@ -280,7 +270,7 @@ def mirrored(found: PairedDifference) -> tuple[float | None, float | None]:
 
 
 def test_paired_difference_swapped_is_mirrored_if_patterns_are_sampled() -> None:
-    first, second, tokens = skewed(150, 8, slope=0.05)
+    first, second, tokens = draw_skewed(150, 8, slope=0.05)
     one, other = paired_difference(first, second, tokens), paired_difference(second, first, tokens)
     assert (other.value, other.p, other.detectable) == (-one.value, one.p, one.detectable)
     assert mirrored(other) == (one.low, one.high)
@@ -289,7 +279,7 @@ def test_paired_difference_swapped_is_mirrored_if_patterns_are_sampled() -> None
 @pytest.mark.parametrize("n", [9, 150])
 def test_paired_difference_scales_with_the_unit(n: int) -> None:
     """Values times 1,000 or weights by a third: all figures scale, p does not."""
-    first, second, tokens = skewed(n, 8, slope=0.05)
+    first, second, tokens = draw_skewed(n, 8, slope=0.05)
     one = paired_difference(first, second, tokens, resamples=QUICK)
     for scale, other in (
         (1_000, paired_difference(1_000 * first, 1_000 * second, tokens, resamples=QUICK)),
@@ -313,14 +303,14 @@ def test_paired_difference_order_does_not_change_value_and_exact_p(
 @pytest.mark.parametrize("n", [2, 5, 12, 40, 300])
 def test_paired_difference_weights_of_one_are_no_weights(n: int) -> None:
     """To the bit."""
-    first, second, _ = skewed(n, n)
+    first, second, _ = draw_skewed(n, n)
     assert paired_difference(first, second, np.ones(n)) == paired_difference(first, second)
     assert bootstrap_estimate(first, np.ones(n)) == bootstrap_estimate(first)
 
 
 def test_paired_difference_row_of_weight_zero_does_not_count() -> None:
     """With and without prompts."""
-    first, second, tokens = skewed(30, 2)
+    first, second, tokens = draw_skewed(30, 2)
     longer = [np.insert(array, 4, 0.0) for array in (first, second, tokens)]
     assert paired_difference(*longer) == paired_difference(first, second, tokens)
     assert bootstrap_estimate(longer[0], longer[2]) == bootstrap_estimate(first, tokens)
@@ -337,7 +327,7 @@ def test_paired_difference_row_of_weight_zero_does_not_count() -> None:
 @pytest.mark.parametrize("rows", [27, 300])
 def test_paired_difference_of_equal_prompts_is_that_of_rows_summed_beforehand(rows: int, weighted: bool) -> None:
     """The values and the weights (or the number of rows) of a prompt are summed, whatever the order of its rows."""
-    first, second, tokens = skewed(rows, rows, slope=0.1)
+    first, second, tokens = draw_skewed(rows, rows, slope=0.1)
     prompts = [row % (rows // 3) for row in range(rows)]
     weights = tokens if weighted else None
     summed = [array.reshape(3, -1).sum(0) for array in (first, second, tokens if weighted else np.ones(rows))]
@@ -353,7 +343,7 @@ def test_paired_difference_of_equal_prompts_is_that_of_rows_summed_beforehand(ro
 
 
 def test_paired_difference_of_distinct_prompts_is_that_without_prompts() -> None:
-    first, second, tokens = skewed(40, 3)
+    first, second, tokens = draw_skewed(40, 3)
     assert paired_difference(first, second, tokens, prompts=range(40)) == paired_difference(first, second, tokens)
 
 
@@ -370,7 +360,7 @@ def test_sum_by_prompt_is_a_loop_over_rows() -> None:
 
 
 def test_paired_difference_is_deterministic_by_its_seed() -> None:
-    first, second, tokens = skewed(100, 5)
+    first, second, tokens = draw_skewed(100, 5)
     assert paired_difference(first, second, tokens, seed=3) == paired_difference(first, second, tokens, seed=3)
     assert paired_difference(first, second, tokens, seed=4) != paired_difference(first, second, tokens, seed=3)
     assert bootstrap_estimate(first, seed=3) == bootstrap_estimate(first, seed=3) != bootstrap_estimate(first, seed=4)
@@ -392,7 +382,7 @@ def test_paired_difference_of_one_prompt_is_a_value_and_nothing_else() -> None:
 @pytest.mark.parametrize("n", [2, 9, 200])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_paired_difference_of_identical_models_is_zero(n: int, weighted: bool) -> None:
-    first, _, tokens = skewed(n, 1)
+    first, _, tokens = draw_skewed(n, 1)
     found = paired_difference(first, first, tokens if weighted else None)
     end = 0.0 if n >= MIN_PROMPTS else None
     assert found == PairedDifference(0.0, end, end, 1.0, 1.0, n, None, None)
@@ -477,29 +467,23 @@ def test_paired_difference_rejects_no_rows_no_comparison_and_missing_prompts() -
 # Minimum detectable effect, smallest p and true level
 
 
-def closed_form(standard_error: float, n: int, comparisons: int = 1) -> float:
-    """The detectable effect at a known standard error."""
-    quantiles = stats.t.ppf([1 - LEVEL / comparisons / 2, POWER], n - 1)
-    return float(quantiles.sum() * standard_error)
-
-
 @pytest.mark.parametrize("comparisons", [1, 4])
 @pytest.mark.parametrize("n", [15, 100, 2_000])
 def test_paired_difference_detectable_is_its_closed_form(n: int, comparisons: int) -> None:
     """With the standard error of a mean, or the jackknife's of a ratio, which nears it in many prompts (3 / n)."""
-    first, second, tokens = skewed(n, n)
+    first, second, tokens = draw_skewed(n, n)
     differences = second - first
     of_mean = paired_difference(first, second, comparisons=comparisons, resamples=QUICK).detectable
-    assert of_mean == pytest.approx(closed_form(float(stats.sem(differences)), n, comparisons))
+    assert of_mean == pytest.approx(detectable_in_closed_form(float(stats.sem(differences)), n, comparisons))
     left_out = (differences.sum() - differences) / (tokens.sum() - tokens)
     jackknife = math.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
     of_ratio = paired_difference(first, second, tokens, comparisons=comparisons, resamples=QUICK).detectable
-    assert of_ratio == pytest.approx(closed_form(jackknife, n, comparisons), rel=3 / n)
+    assert of_ratio == pytest.approx(detectable_in_closed_form(jackknife, n, comparisons), rel=3 / n)
 
 
 def test_paired_difference_detectable_of_many_prompts_is_the_normal_form() -> None:
     """(1.960 + 0.842) standard errors."""
-    first, second, _ = skewed(5_000, 0)
+    first, second, _ = draw_skewed(5_000, 0)
     found = paired_difference(first, second, resamples=99).detectable
     assert found == pytest.approx((1.959964 + 0.841621) * stats.sem(second - first), rel=1e-3)
 
@@ -512,7 +496,7 @@ def test_paired_difference_detects_nothing_if_no_p_is_small_enough(
     n: int, comparisons: int, resamples: int, possible: bool
 ) -> None:
     """Five prompts can't give a p below 2 / 2^5 = 0.0625, nor 39 resamples one below 1 / 40 = 0.05 / 2."""
-    first, second, _ = skewed(n, 0)
+    first, second, _ = draw_skewed(n, 0)
     found = paired_difference(first, second, comparisons=comparisons, resamples=resamples)
     assert (found.detectable is not None) == possible
 

@@ -10,17 +10,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy import stats
 
 from neftcli.statistics import paired
 from neftcli.statistics.multiple import holm_adjust, name_verdict
 from neftcli.statistics.paired import LEVEL, POWER, bootstrap_estimate, paired_difference
-from tests.unit.statistics.test_paired import closed_form, skewed
+from tests.unit.statistics.draws import QUICK, Floats, detectable_in_closed_form, draw_skewed
 
-Floats = NDArray[np.float64]
 SIMULATIONS = 400
-QUICK = 199  # resamples; 0.05 (199 + 1) is whole, so the level is kept exactly
 FALSE_FINDINGS = int(stats.binom.ppf(0.99, SIMULATIONS, LEVEL))
 TRUE_FINDINGS = int(stats.binom.ppf(0.01, SIMULATIONS, POWER))
 
@@ -36,7 +33,7 @@ def test_paired_difference_seldom_claims_what_is_not_so(weighted: bool) -> None:
     """The same model, resampled: "better" or "worse" is said in at most 31 of 400 comparisons (5 %, 99 % bound)."""
     claims = 0
     for seed in range(SIMULATIONS):
-        first, second, tokens = skewed(100, seed)
+        first, second, tokens = draw_skewed(100, seed)
         found = paired_difference(first, second, tokens if weighted else None, seed=seed, resamples=QUICK)
         claims += name_verdict(found.p, found.value, "lower") in {"better", "worse"}
     assert 0 < claims <= FALSE_FINDINGS
@@ -74,7 +71,7 @@ def test_paired_difference_summed_by_prompt_keeps_its_level() -> None:
 
 def mean_planted(n: int) -> Callable[[int], tuple[Floats, Floats, Floats | None]]:
     """Differences of two exponentials, sd sqrt(2), shifted."""
-    shift = closed_form(math.sqrt(2 / n), n)
+    shift = detectable_in_closed_form(math.sqrt(2 / n), n)
 
     def draw(seed: int) -> tuple[Floats, Floats, Floats | None]:
         first, second = np.random.default_rng(seed).exponential(1, (2, n))
@@ -86,15 +83,15 @@ def mean_planted(n: int) -> Callable[[int], tuple[Floats, Floats, Floats | None]
 def ratio_planted(n: int) -> Callable[[int], tuple[Floats, Floats, Floats | None]]:
     """Nats and tokens 5 to 199: w (x + shift), x of sd 0.3 sqrt(2); se = 0.3 sqrt(2 E w^2 / n) / E w."""
     possible = np.arange(5.0, 200.0)
-    shift = closed_form(0.3 * math.sqrt(2 * float((possible**2).mean()) / n) / float(possible.mean()), n)
-    return lambda seed: skewed(n, seed, shift)
+    shift = detectable_in_closed_form(0.3 * math.sqrt(2 * float((possible**2).mean()) / n) / float(possible.mean()), n)
+    return lambda seed: draw_skewed(n, seed, shift)
 
 
 def wins_planted(n: int, ties: float) -> Callable[[int], tuple[Floats, Floats, Floats | None]]:
     """Scores 0, 0.5, 1; the spread is that of the shifted scores, hence the fixed point; one step, 1 / n, is added."""
     shift = 0.0
     for _ in range(50):
-        shift = closed_form(math.sqrt(((1 - ties) / 4 - shift**2) / n), n) + 1 / n
+        shift = detectable_in_closed_form(math.sqrt(((1 - ties) / 4 - shift**2) / n), n) + 1 / n
     chances = [(1 - ties) / 2 - shift, ties, (1 - ties) / 2 + shift]
 
     def draw(seed: int) -> tuple[Floats, Floats, Floats | None]:
@@ -129,7 +126,7 @@ def test_paired_difference_interval_covers_the_truth(n: int, weighted: bool) -> 
     """Skewed losses: in at least 369 of 400 (95 %, 99 % bound)."""
     covered = 0
     for seed in range(SIMULATIONS):
-        first, second, tokens = skewed(n, seed, 0.1)
+        first, second, tokens = draw_skewed(n, seed, 0.1)
         if not weighted:
             first, second = first / tokens, second / tokens
         found = paired_difference(first, second, tokens if weighted else None, seed=seed, resamples=QUICK)

@@ -13,19 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neftcli.events import ScopeId
-from neftcli.statistics.crossed import ArmDifference, VarianceComponents, minimum_detectable_effect
+from neftcli.statistics.crossed import VarianceComponents, minimum_detectable_effect
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS
 from neftcli.statistics.planning import MAX_PROMPTS, MAX_SEEDS, RequiredSizes, required_sizes
-from tests.unit.statistics.test_crossed import compare, draw_arms
+from tests.unit.statistics.draws import compare, difference, draw_arms
 
 KNOWN = VarianceComponents(1.0, 4.0, 9.0, 2.0)
-
-
-def difference(
-    components: VarianceComponents | None, seeds: int = 3, n: int = 100, comparisons: int = 1
-) -> ArmDifference:
-    """One whose components are known."""
-    return ArmDifference(0.1, None, None, seeds, n, None, comparisons, components, None, None, False, None)
 
 
 @pytest.mark.parametrize("comparisons", [1, 3, 10])
