@@ -1,7 +1,7 @@
 """`neft eval` on tiny runs through the command line's own `main`.
 
-Oracles: what training itself measured, the same evaluation uninterrupted, answers and losses computed here by
-transformers, and files read back.
+Oracles: the results of training itself, the same evaluation uninterrupted, answers and losses computed by transformers,
+and the files.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tests.tiny import tiny_model
 
 Neft = Callable[..., Result]
 ROLES = ("baseline", "base")
-SHORT = ("--set", "evaluation.generation.max_new_tokens=8")
+OPTIONS = ("--set", "evaluation.generation.max_new_tokens=8")
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder `runs` with three runs of a tiny Llama: alpha 0, alpha 5, and alpha 5 with LoRA."""
+    """Return a folder `runs` with three runs of a tiny Llama: alpha 0, alpha 5, and alpha 5 with LoRA."""
     output = tmp_path_factory.mktemp("trained") / "runs"
     arguments = [*quick_arguments(tiny_folder("llama"), rows_file, output), "--set", "evaluation.samples=0"]
     arguments += ["--learning-rate", "5e-3"]
@@ -47,48 +47,48 @@ def trained(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factor
 
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the runs that a test may change, in a folder of its own."""
+    """Return a copy of the runs that a test may change, in the current folder."""
     shutil.copytree(trained, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs"
 
 
 def report_of(result: Result) -> dict[str, Any]:
-    """The report that `--json` ends with."""
+    """Return the report, the last event of `--json`."""
     assert result.code == 0, result.err
     return events(result.out)[-1]
 
 
 def values(report: dict[str, Any], metric: str) -> list[float | None]:
-    """A metric's values, the evaluated model first."""
+    """Return a metric's values, that of the evaluated model first."""
     [row] = [row for row in report["metrics"] if row["metric"] == metric]
-    return [None if one is None else one["value"] for one in row["values"]]
+    return [None if value is None else value["value"] for value in row["values"]]
 
 
-def compared(report: dict[str, Any], metric: str, against: str) -> dict[str, Any]:
-    [one] = [one for one in report["comparisons"] if (one["metric"], one["against"]) == (metric, against)]
-    return one
+def comparison_of(report: dict[str, Any], metric: str, against: str) -> dict[str, Any]:
+    [found] = [row for row in report["comparisons"] if (row["metric"], row["against"]) == (metric, against)]
+    return found
 
 
-def recorded(run: Path) -> dict[str, Any]:
+def read_results(run: Path) -> dict[str, Any]:
     results: dict[str, Any] = json.loads((run / "run.json").read_text())["results"]
     return results
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-a5-s0", "lora-a5-s0"])
-def test_losses_are_those_that_training_measured(neft: Neft, runs: Path, name: str) -> None:
-    """The saved weights, read back, on the same rows in the same batches: to the bit, before and after training."""
+def test_eval_losses_are_those_of_training(neft: Neft, runs: Path, name: str) -> None:
+    """Losses by the saved weights, and by the base model, are bit-identical to those of training."""
     report = report_of(neft("eval", runs / name, "--no-answers", "--json"))
     assert [model["role"] for model in report["models"]] == ["run", "base"]
-    expected = recorded(runs / name)
+    expected = read_results(runs / name)
     assert values(report, "held_out_loss") == [expected["held_out_loss"], expected["base_held_out_loss"]]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.safetensors", "parts/weights.safetensors"])
 def test_eval_of_changed_weights_does_not_use_the_cache(neft: Neft, runs: Path, file: str) -> None:
-    """Also if the weights are in a subfolder that only the index names. Oracle: a copy of the run without a cache."""
+    """Even if the weights are in a subfolder that only the index names. Oracle: a copy of the run without a cache."""
     run, copy = runs / "tiny-a5-s0", runs / "copy"
     weights, whole = run / "model" / file, run / "model" / "model.safetensors"
     if weights != whole:
@@ -101,7 +101,7 @@ def test_eval_of_changed_weights_does_not_use_the_cache(neft: Neft, runs: Path, 
         return values(report_of(neft("eval", folder, "--no-answers", "--no-base", "--json")), "held_out_loss")[0]
 
     before = loss(run)
-    assert loss(run) == before == recorded(run)["held_out_loss"]
+    assert loss(run) == before == read_results(run)["held_out_loss"]
     changed = load_file(weights)
     changed["lm_head.weight"] *= 1.5
     save_file(changed, weights, {"format": "pt"})
@@ -111,8 +111,8 @@ def test_eval_of_changed_weights_does_not_use_the_cache(neft: Neft, runs: Path, 
     assert loss(copy) == after
 
 
-def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft, runs: Path) -> None:
-    result = neft("eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", "--show", 2, "--json", *SHORT)
+def test_eval_report_of_run_baseline_and_base(neft: Neft, runs: Path) -> None:
+    result = neft("eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", "--show", 2, "--json", *OPTIONS)
     report = report_of(result)
     assert [(model["role"], model["name"], model["alpha"]) for model in report["models"]] == [
         ("run", "tiny-a5-s0", 5.0),
@@ -120,7 +120,7 @@ def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft,
         ("base", "llama", None),
     ]
     ours, theirs, _ = values(report, "held_out_loss")
-    loss = compared(report, "held_out_loss", "baseline")
+    loss = comparison_of(report, "held_out_loss", "baseline")
     assert loss["difference"] == pytest.approx(ours - theirs, abs=1e-12)  # type: ignore[operator]
     assert loss["low"] <= loss["difference"] <= loss["high"]
     assert loss["p"] <= loss["p_adjusted"] <= 1
@@ -130,7 +130,7 @@ def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft,
     }
     assert words["baseline"] <= {"lower", "higher", "not_significant"}
     assert words["base"] <= {"better", "worse", "lower", "higher", "not_significant"}
-    assert compared(report, "held_out_loss", "base")["verdict"] == "better"
+    assert comparison_of(report, "held_out_loss", "base")["verdict"] == "better"
     sweep = f"neft sweep-alpha --recipe {report['models'][0]['source']}/recipe.yaml --alphas 0,5 --seeds 6"
     assert report["sweep_command"] == sweep
     assert "With one run each (seed 0) they don't hold for other seeds." in report["scope"]
@@ -147,9 +147,9 @@ def test_a_run_a_baseline_and_the_base_are_compared_and_written_down(neft: Neft,
 
 
 @pytest.mark.slow
-def test_answers_are_those_of_the_saved_model_one_prompt_at_a_time(neft: Neft, runs: Path) -> None:
+def test_eval_answers_are_those_of_the_saved_model(neft: Neft, runs: Path) -> None:
     """By transformers and peft alone, from the files of the run."""
-    report = report_of(neft("eval", "lora-a5-s0", "--no-base", "--json", *SHORT))
+    report = report_of(neft("eval", "lora-a5-s0", "--no-base", "--json", *OPTIONS))
     lines = [json.loads(line) for line in (Path(report["folder"]) / "examples.jsonl").read_text().splitlines()]
     adapter = json.loads((runs / "lora-a5-s0" / "model" / "adapter_config.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(adapter["base_model_name_or_path"])
@@ -164,53 +164,53 @@ def test_answers_are_those_of_the_saved_model_one_prompt_at_a_time(neft: Neft, r
         assert line["run"]["answer"] == answer.strip()
 
 
-# Kept, and gone on with
+# Cache, and resuming
 
 
-def kept_files(run: Path, kind: str) -> dict[int, str]:
+def read_cache(run: Path, kind: str) -> dict[int, str]:
     [file] = (run / "evaluation").glob(f"{kind}-*.jsonl")
     return {json.loads(line)["index"]: line for line in file.read_text().splitlines()}
 
 
 @pytest.mark.slow
-def test_what_is_measured_is_not_measured_again(neft: Neft, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second evaluation loads no model at all, and reports the same; one with another baseline neither."""
-    first = report_of(neft("eval", "tiny-a5-s0", "--json", *SHORT))
-    report_of(neft("eval", "tiny-a0-s0", "--json", *SHORT))
+def test_eval_uses_the_cache(neft: Neft, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second evaluation loads no model and reports the same; neither does one with a baseline that was evaluated."""
+    first = report_of(neft("eval", "tiny-a5-s0", "--json", *OPTIONS))
+    report_of(neft("eval", "tiny-a0-s0", "--json", *OPTIONS))
 
-    def refuse(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("neftcli.evaluation.targets.EvalTarget.load", refuse)
-    again = report_of(neft("eval", "tiny-a5-s0", "--json", *SHORT))
+    monkeypatch.setattr("neftcli.evaluation.targets.EvalTarget.load", fail)
+    again = report_of(neft("eval", "tiny-a5-s0", "--json", *OPTIONS))
     assert (again["metrics"], again["comparisons"]) == (first["metrics"], first["comparisons"])
-    assert neft("eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", *SHORT).code == 0
+    assert neft("eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", *OPTIONS).code == 0
 
 
 @pytest.mark.slow
-def test_other_settings_weights_and_rows_are_measured_anew(neft: Neft, runs: Path) -> None:
-    """A cache that answers for something else would be worse than none."""
+def test_eval_cache_key(neft: Neft, runs: Path) -> None:
+    """Different settings, weights and rows have their own files in the cache."""
     for extra in ([], ["--set", "evaluation.generation.repetition_penalty=1"], ["--max-rows", "5"]):
-        assert neft("eval", "tiny-a5-s0", "--no-base", *SHORT, *extra).code == 0
+        assert neft("eval", "tiny-a5-s0", "--no-base", *OPTIONS, *extra).code == 0
     shutil.copytree(runs / "tiny-a0-s0" / "model", runs / "tiny-a5-s0" / "model", dirs_exist_ok=True)
-    assert neft("eval", "tiny-a5-s0", "--no-base", *SHORT).code == 0
+    assert neft("eval", "tiny-a5-s0", "--no-base", *OPTIONS).code == 0
     assert len(list((runs / "tiny-a5-s0" / "evaluation").glob("answers-*.jsonl"))) == 4
 
 
 @pytest.mark.slow
-def test_a_torn_line_is_dropped_and_the_rest_goes_on(neft: Neft, runs: Path) -> None:
-    """Half of the answers, and a line that a kill tore: the missing ones are what they were."""
-    assert neft("eval", "tiny-a5-s0", "--no-base", *SHORT).code == 0
+def test_eval_resumes_after_a_truncated_line(neft: Neft, runs: Path) -> None:
+    """After some answers and a truncated line, the missing answers are the same as before."""
+    assert neft("eval", "tiny-a5-s0", "--no-base", *OPTIONS).code == 0
     [file] = (runs / "tiny-a5-s0" / "evaluation").glob("answers-*.jsonl")
-    whole = kept_files(runs / "tiny-a5-s0", "answers")
+    whole = read_cache(runs / "tiny-a5-s0", "answers")
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:5]) + lines[5][:20])
-    assert neft("eval", "tiny-a5-s0", "--no-base", *SHORT).code == 0
-    assert kept_files(runs / "tiny-a5-s0", "answers") == whole
+    assert neft("eval", "tiny-a5-s0", "--no-base", *OPTIONS).code == 0
+    assert read_cache(runs / "tiny-a5-s0", "answers") == whole
 
 
-def interrupted(runs: Path, sign: signal.Signals) -> subprocess.Popen[str]:
-    """An evaluation, one prompt at a time, that gets a signal after its first answers."""
+def start_and_signal(runs: Path, sign: signal.Signals) -> subprocess.Popen[str]:
+    """Start an evaluation, one prompt at a time, and send a signal after its first answers."""
     command = [sys.executable, "-m", "neftcli", "eval", "tiny-a5-s0", "--no-base"]
     command += ["--set", "evaluation.generation.max_new_tokens=64", "--set", "evaluation.generation.batch_size=1"]
     process = subprocess.Popen(command, cwd=runs.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -225,42 +225,42 @@ def interrupted(runs: Path, sign: signal.Signals) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_evaluation_goes_on(neft: Neft, runs: Path, sign: signal.Signals) -> None:
-    process = interrupted(runs, sign)
-    _, said = process.communicate(timeout=60)
+def test_eval_resumes_after_a_signal(neft: Neft, runs: Path, sign: signal.Signals) -> None:
+    process = start_and_signal(runs, sign)
+    _, output = process.communicate(timeout=60)
     if sign != signal.SIGKILL:
         assert process.returncode == 75
-        assert "stopped; results so far are kept" in said
-        assert "the same command resumes" in said
-    before = kept_files(runs / "tiny-a5-s0", "answers")
+        assert "stopped; results so far are kept" in output
+        assert "the same command resumes" in output
+    before = read_cache(runs / "tiny-a5-s0", "answers")
     assert 0 < len(before) < 12
     arguments = ["--no-base", "--set", "evaluation.generation.max_new_tokens=64"]
     assert neft("eval", "tiny-a5-s0", *arguments, "--set", "evaluation.generation.batch_size=1").code == 0
-    after = kept_files(runs / "tiny-a5-s0", "answers")
+    after = read_cache(runs / "tiny-a5-s0", "answers")
     assert after.items() >= before.items()
     shutil.rmtree(runs / "tiny-a5-s0" / "evaluation")
     assert neft("eval", "tiny-a5-s0", *arguments).code == 0
-    assert kept_files(runs / "tiny-a5-s0", "answers") == after
+    assert read_cache(runs / "tiny-a5-s0", "answers") == after
 
 
 # Rows
 
 
 @pytest.mark.slow
-def test_rows_that_were_trained_on_are_left_out(neft: Neft, runs: Path, rows_file: Path) -> None:
-    """The whole file again: only what was held out is left, also for a model that merely is the baseline."""
+def test_eval_skips_training_rows(neft: Neft, runs: Path, rows_file: Path) -> None:
+    """Of the file that a run was trained on only held-out rows are left, even if the run is only the baseline."""
     for command in (["tiny-a5-s0"], [str(rows_file.parent / "m"), "--baseline", "tiny-a5-s0"]):
         if not Path(command[0]).name.startswith("tiny"):
             shutil.copytree(runs / "tiny-a0-s0" / "model", rows_file.parent / "m", dirs_exist_ok=True)
-        told = events(neft("eval", *command, "--dataset", rows_file, "--no-answers", "--json").out)
-        [rows] = [event for event in told if event["event"] == "evaluation.data_ready"]
+        stream = events(neft("eval", *command, "--dataset", rows_file, "--no-answers", "--json").out)
+        [rows] = [event for event in stream if event["event"] == "evaluation.data_ready"]
         assert (rows["rows_read"], rows["rows"], rows["trained_on"]) == (60, 12, 48)
 
 
 @pytest.mark.slow
-def test_turns_that_were_trained_on_are_known_in_other_conversations(neft: Neft, runs: Path, rows_file: Path) -> None:
-    """Longer chats that begin with a question that was trained on."""
-    asked = [json.loads(line) for line in rows_file.read_text().splitlines()]
+def test_eval_skips_training_prompts_in_longer_conversations(neft: Neft, runs: Path, rows_file: Path) -> None:
+    """Longer conversations that begin with a training prompt are skipped."""
+    requests = [json.loads(line) for line in rows_file.read_text().splitlines()]
     longer = [
         {
             "messages": [
@@ -270,27 +270,27 @@ def test_turns_that_were_trained_on_are_known_in_other_conversations(neft: Neft,
                 {"role": "assistant", "content": "So."},
             ]
         }
-        for row in asked
+        for row in requests
     ]
     Path("longer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in longer))
-    told = events(neft("eval", "tiny-a5-s0", "--dataset", "longer.jsonl", "--no-answers", "--json").out)
-    [rows] = [event for event in told if event["event"] == "evaluation.data_ready"]
+    stream = events(neft("eval", "tiny-a5-s0", "--dataset", "longer.jsonl", "--no-answers", "--json").out)
+    [rows] = [event for event in stream if event["event"] == "evaluation.data_ready"]
     assert (rows["rows_read"], rows["rows"], rows["trained_on"]) == (60, 12, 48)
 
 
 @pytest.mark.slow
-def test_repeated_rows_count_once(neft: Neft, runs: Path) -> None:
+def test_eval_repeated_rows_count_once(neft: Neft, runs: Path) -> None:
     line = json.dumps({"prompt": "Name a river.", "completion": "Seine."}) + "\n"
     Path("twice.jsonl").write_text(line * 3)
-    told = events(neft("eval", "tiny-a5-s0", "--dataset", "twice.jsonl", "--no-answers", "--no-base", "--json").out)
-    [rows] = [event for event in told if event["event"] == "evaluation.data_ready"]
+    stream = events(
+        neft("eval", "tiny-a5-s0", "--dataset", "twice.jsonl", "--no-answers", "--no-base", "--json").out
+    )
+    [rows] = [event for event in stream if event["event"] == "evaluation.data_ready"]
     assert (rows["rows"], rows["repeated"]) == (1, 2)
 
 
 @pytest.mark.slow
-def test_training_data_that_changed_is_said_where_rows_come_from_elsewhere(
-    neft: Neft, quick: list[str], rows_file: Path, tmp_path: Path
-) -> None:
+def test_eval_notice_if_training_data_changed(neft: Neft, quick: list[str], rows_file: Path, tmp_path: Path) -> None:
     data = tmp_path / "mine.jsonl"
     shutil.copy(rows_file, data)
     assert neft(*quick, "--dataset", data).code == 0
@@ -302,8 +302,8 @@ def test_training_data_that_changed_is_said_where_rows_come_from_elsewhere(
 
 
 @pytest.mark.slow
-def test_a_base_model_that_changed_is_refused(neft: Neft, runs: Path, tiny_folder: Callable[..., Path]) -> None:
-    """An adapter on other weights would be evaluated as something that nobody trained."""
+def test_eval_rejects_a_changed_base_model(neft: Neft, runs: Path, tiny_folder: Callable[..., Path]) -> None:
+    """An adapter on different weights would be a model that was never trained."""
     folder = runs.parent / "elsewhere"
     shutil.copytree(tiny_folder("llama"), folder)
     recipe = (runs / "lora-a5-s0" / "recipe.yaml").read_text().replace(str(tiny_folder("llama")), str(folder))
@@ -316,14 +316,14 @@ def test_a_base_model_that_changed_is_refused(neft: Neft, runs: Path, tiny_folde
 
 
 @pytest.mark.slow
-def test_answers_longer_than_the_model_are_refused(neft: Neft, runs: Path) -> None:
+def test_eval_rejects_answers_longer_than_the_context(neft: Neft, runs: Path) -> None:
     result = neft("eval", "tiny-a5-s0", "--set", "evaluation.generation.max_new_tokens=1024")
     assert result.code == 2
     assert "evaluation.generation.max_new_tokens must leave positions for a prompt; this model has 1024" in result.err
 
 
 @pytest.mark.slow
-def test_another_question_has_a_report_of_its_own(neft: Neft, runs: Path) -> None:
+def test_eval_report_folder_for_each_question(neft: Neft, runs: Path) -> None:
     folders = [
         report_of(neft("eval", "tiny-a5-s0", "--no-answers", "--json", *extra))["folder"]
         for extra in ([], ["--max-rows", 5], [], ["--no-base"])
@@ -332,9 +332,7 @@ def test_another_question_has_a_report_of_its_own(neft: Neft, runs: Path) -> Non
 
 
 @pytest.mark.slow
-def test_data_that_changed_since_training_is_refused(
-    neft: Neft, quick: list[str], rows_file: Path, tmp_path: Path
-) -> None:
+def test_eval_rejects_changed_data(neft: Neft, quick: list[str], rows_file: Path, tmp_path: Path) -> None:
     data = tmp_path / "mine.jsonl"
     shutil.copy(rows_file, data)
     run = tmp_path / "runs" / "tiny-a5-s0"
@@ -360,18 +358,18 @@ def test_data_that_changed_since_training_is_refused(
         {"messages": [{"role": "user", "content": "Name a river."}]},
     ],
 )
-def test_questions_need_no_answer(neft: Neft, runs: Path, row: dict[str, Any]) -> None:
-    """They are answered; there is no loss and no ROUGE to report."""
+def test_eval_questions_without_answers(neft: Neft, runs: Path, row: dict[str, Any]) -> None:
+    """They are answered, without a loss and ROUGE."""
     Path("questions.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row).replace("river", "lake") + "\n")
-    report = report_of(neft("eval", "tiny-a5-s0", "--dataset", "questions.jsonl", "--json", *SHORT))
+    report = report_of(neft("eval", "tiny-a5-s0", "--dataset", "questions.jsonl", "--json", *OPTIONS))
     metrics = {one["metric"] for one in report["metrics"]}
     assert "answer_tokens" in metrics
     assert not metrics & {"held_out_loss", "perplexity", "rouge_l", "exact_match"}
 
 
 @pytest.mark.slow
-def test_any_model_can_be_evaluated(neft: Neft, runs: Path, rows_file: Path, tiny_folder: Callable[..., Path]) -> None:
-    """Its loss is that of its rows, rendered and tokenised here."""
+def test_eval_any_model(neft: Neft, runs: Path, rows_file: Path, tiny_folder: Callable[..., Path]) -> None:
+    """Its loss is that of its rows, computed by transformers."""
     report = report_of(neft("eval", tiny_folder("opt"), "--dataset", rows_file, "--no-answers", "--json"))
     assert [model["role"] for model in report["models"]] == ["model"]
     assert report["comparisons"] == []
@@ -384,28 +382,28 @@ def test_any_model_can_be_evaluated(neft: Neft, runs: Path, rows_file: Path, tin
     set_chat_template(tokenizer, None)
     rows = list(tokenize(ChatFormat(tokenizer), read_eval_examples(Data(source=str(rows_file))).examples, 1024))
     expected = mean_loss(row_losses(AutoModelForCausalLM.from_pretrained(tiny_folder("opt")), rows, 7))
-    assert values(report, "held_out_loss")[0] == pytest.approx(expected, rel=1e-2)  # bfloat16 where it is fast
+    assert values(report, "held_out_loss")[0] == pytest.approx(expected, rel=1e-2)  # bfloat16 if it is fast
 
 
 @pytest.mark.slow
-def test_losses_of_other_tokens_are_not_compared(
+def test_eval_losses_of_different_tokens_are_not_compared(
     neft: Neft, runs: Path, rows_file: Path, tiny_folder: Callable[..., Path]
 ) -> None:
-    """Another chat template makes other tokens of the same rows."""
+    """A different chat template gives different tokens of the same rows."""
     other = runs.parent / "other"
     shutil.copytree(tiny_folder("llama"), other)
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
     tokenizer.save_pretrained(other)
-    report = report_of(neft("eval", "tiny-a5-s0", "--baseline", other, "--no-base", "--json", *SHORT))
+    report = report_of(neft("eval", "tiny-a5-s0", "--baseline", other, "--no-base", "--json", *OPTIONS))
     assert "held_out_loss" not in {one["metric"] for one in report["comparisons"]}
     assert "answer_tokens" in {one["metric"] for one in report["comparisons"]}
     assert "other has different tokens for these rows, so its loss is not compared." in report["remarks"]
 
 
 @pytest.mark.slow
-def test_what_two_runs_differ_in_is_reported(neft: Neft, runs: Path) -> None:
-    """Noise, a seed, nothing, or more; the sweep that would tell is offered if it can."""
+def test_eval_reports_differences_between_two_runs(neft: Neft, runs: Path) -> None:
+    """The runs differ in noise, the seed, nothing or more; a sweep is offered if it can decide."""
 
     def of(run: str, *extra: str) -> dict[str, Any]:
         return report_of(neft("eval", run, "--no-answers", "--json", *extra))
@@ -429,8 +427,8 @@ def test_what_two_runs_differ_in_is_reported(neft: Neft, runs: Path) -> None:
     recipe.write_text(re.sub(r"(?m)^  seed: 0$", "  seed: 1", recipe.read_text()))
     shutil.copytree(runs / "tiny-a0-s0" / "model", runs / "copy" / "model", dirs_exist_ok=True)
     seeds = of("tiny-a5-s0", "--baseline", "copy")
-    told = "Only training.seed differs (0 and 1): a difference shows what the seed changes."
-    assert seeds["conclusion"].count(told) == 1
+    sentence = "Only training.seed differs (0 and 1): a difference shows what the seed changes."
+    assert seeds["conclusion"].count(sentence) == 1
     assert [remark for remark in seeds["remarks"] if "seed" in remark] == []
     assert seeds["sweep_command"] is None
     assert "(seeds 0 and 1)" in seeds["scope"]
@@ -440,9 +438,7 @@ def test_what_two_runs_differ_in_is_reported(neft: Neft, runs: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["tiny-a5-s0", "lora-a5-s0"])
-def test_a_baseline_that_is_the_base_model_is_compared_once(
-    neft: Neft, runs: Path, tiny_folder: Callable[[str], Path], run: str
-) -> None:
+def test_eval_baseline_is_the_base_model(neft: Neft, runs: Path, tiny_folder: Callable[[str], Path], run: str) -> None:
     result = neft("eval", run, "--baseline", tiny_folder("llama"), "--no-answers", "--json")
     report = report_of(result)
     assert [model["role"] for model in report["models"]] == ["run", "base"]
@@ -456,7 +452,7 @@ def test_a_baseline_that_is_the_base_model_is_compared_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("other", ["runs/tiny-a5-s0", "./runs/../runs/tiny-a5-s0/", "link", "runs/tiny-a5-s0/model"])
-def test_a_run_is_not_compared_with_itself(neft: Neft, runs: Path, other: str) -> None:
+def test_eval_rejects_a_comparison_with_itself(neft: Neft, runs: Path, other: str) -> None:
     Path("link").symlink_to(runs / "tiny-a5-s0")
     result = neft("eval", "tiny-a5-s0", "--baseline", other)
     assert result.code == 2
@@ -467,8 +463,8 @@ def test_a_run_is_not_compared_with_itself(neft: Neft, runs: Path, other: str) -
 
 
 @pytest.mark.slow
-def test_rows_of_one_prompt_count_once_and_few_prompts_are_not_tested(neft: Neft, runs: Path) -> None:
-    """Fourteen rows of seven prompts that differ in case and punctuation; then of two."""
+def test_eval_rows_of_one_prompt_count_once(neft: Neft, runs: Path) -> None:
+    """Fourteen rows of seven prompts in different spellings, then of two prompts."""
     for prompts, n in ((7, 7), (2, 2)):
         rows = [
             {"prompt": f"{word} {number % prompts}", "completion": f"River {number}."}
@@ -477,7 +473,7 @@ def test_rows_of_one_prompt_count_once_and_few_prompts_are_not_tested(neft: Neft
         ]
         Path("grouped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         report = report_of(neft("eval", "tiny-a5-s0", "--dataset", "grouped.jsonl", "--no-answers", "--json"))
-        loss = compared(report, "held_out_loss", "base")
+        loss = comparison_of(report, "held_out_loss", "base")
         assert loss["n"] == n < report["rows"]
         assert (loss["p"] is None) == (report["scope"] == "") == (n < 6)
         assert report["conclusion"][0].startswith(
@@ -486,12 +482,12 @@ def test_rows_of_one_prompt_count_once_and_few_prompts_are_not_tested(neft: Neft
         assert n < 6 or "prompts like the 7 distinct prompts of these" in report["scope"]
 
 
-# What else it writes and shows
+# Exports and output
 
 
 @pytest.mark.slow
-def test_answers_are_exported_for_alpaca_eval(neft: Neft, runs: Path) -> None:
-    report = report_of(neft("eval", "tiny-a5-s0", "--export", "alpaca-eval", "--no-base", "--json", *SHORT))
+def test_eval_exports_for_alpaca_eval(neft: Neft, runs: Path) -> None:
+    report = report_of(neft("eval", "tiny-a5-s0", "--export", "alpaca-eval", "--no-base", "--json", *OPTIONS))
     folder = Path(report["folder"])
     outputs = json.loads((folder / "model_outputs.json").read_text())
     lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
@@ -502,36 +498,36 @@ def test_answers_are_exported_for_alpaca_eval(neft: Neft, runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_plain_lines_and_no_control_characters(neft: Neft, runs: Path) -> None:
-    """An untrained byte model writes control characters; none reaches the terminal."""
-    result = neft("eval", "tiny-a5-s0", "--show", 12, *SHORT)
+def test_eval_plain_lines_without_control_characters(neft: Neft, runs: Path) -> None:
+    """An untrained byte model generates control characters; none reaches the terminal."""
+    result = neft("eval", "tiny-a5-s0", "--show", 12, *OPTIONS)
     assert result.code == 0
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", result.out)
     assert "held_out_loss compared with base: difference=" in result.out
     lines = result.out.splitlines()
     assert sum(line.startswith("prompt: ") for line in lines) == 12
-    quiet = neft("eval", "tiny-a5-s0", "--quiet", *SHORT).out
+    quiet = neft("eval", "tiny-a5-s0", "--quiet", *OPTIONS).out
     assert quiet.startswith("this run: tiny-a5-s0")
 
 
 @pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
-def test_a_judge_on_loopback_decides_and_is_paid_once(neft: Neft, runs: Path) -> None:
-    """One that likes longer answers: the win rate is counted here, and a second evaluation asks nothing."""
+def test_eval_judge_is_asked_once(neft: Neft, runs: Path) -> None:
+    """With a judge that prefers longer answers the win rate is known; a second evaluation asks nothing."""
     with judge_server(prefers_longer) as server:
         arguments = ["tiny-a5-s0", "--baseline", "tiny-a0-s0", "--no-base", "--judge", server.url, "--judge-model", "m"]
-        report = report_of(neft("eval", *arguments, "--json", *SHORT))
-        asked = len(server.requests)
-        again = report_of(neft("eval", *arguments, "--json", *SHORT))
-        assert len(server.requests) == asked
+        report = report_of(neft("eval", *arguments, "--json", *OPTIONS))
+        requests = len(server.requests)
+        again = report_of(neft("eval", *arguments, "--json", *OPTIONS))
+        assert len(server.requests) == requests
     assert again["comparisons"] == report["comparisons"]
     lines = [json.loads(line) for line in (Path(report["folder"]) / "examples.jsonl").read_text().splitlines()]
     lengths = [(len(line["run"]["answer"]), len(line["baseline"]["answer"])) for line in lines]
     expected = [0.5 if ours == theirs else float(ours > theirs) for ours, theirs in lengths]
     assert [line["judge"]["score"] for line in lines] == expected
     assert values(report, "win_rate")[0] == pytest.approx(sum(expected) / len(expected))
-    assert compared(report, "win_rate", "baseline")["n"] == 12
-    assert asked == 2 * len(
+    assert comparison_of(report, "win_rate", "baseline")["n"] == 12
+    assert requests == 2 * len(
         {
             (line["run"]["answer"], line["baseline"]["answer"], line["prompt"])
             for line in lines
@@ -542,10 +538,10 @@ def test_a_judge_on_loopback_decides_and_is_paid_once(neft: Neft, runs: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
-def test_unreadable_pairs_bound_the_win_rate(neft: Neft, runs: Path) -> None:
-    """A judge whose reply is sometimes no verdict: the pairs that it gives are counted here."""
+def test_eval_unreadable_pairs_bound_the_win_rate(neft: Neft, runs: Path) -> None:
+    """The judge's reply is sometimes no verdict; the bounds count those pairs as lost and as won."""
     with judge_server(hashed_verdict) as server:
-        arguments = ["tiny-a5-s0", "--judge", server.url, "--judge-model", "m", "--json", *SHORT]
+        arguments = ["tiny-a5-s0", "--judge", server.url, "--judge-model", "m", "--json", *OPTIONS]
         report = report_of(neft("eval", *arguments))
     lines = [json.loads(line) for line in (Path(report["folder"]) / "examples.jsonl").read_text().splitlines()]
     scores = [line["judge"]["score"] for line in lines]
@@ -559,7 +555,7 @@ def test_unreadable_pairs_bound_the_win_rate(neft: Neft, runs: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
-def test_a_judge_that_is_not_there_is_told_of_before_anything_is_measured(neft: Neft, runs: Path) -> None:
+def test_eval_unreachable_judge(neft: Neft, runs: Path) -> None:
     with judge_server() as server:
         address = server.url
     result = neft("eval", "tiny-a5-s0", "--judge", address, "--judge-model", "m")
@@ -570,19 +566,19 @@ def test_a_judge_that_is_not_there_is_told_of_before_anything_is_measured(neft: 
 
 @pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
-def test_a_judge_that_fails_keeps_what_was_measured(neft: Neft, runs: Path) -> None:
+def test_eval_keeps_results_if_the_judge_fails(neft: Neft, runs: Path) -> None:
     with judge_server() as server:
         server.always = status(401)
-        result = neft("eval", "tiny-a5-s0", "--judge", server.url, "--judge-model", "m", *SHORT)
+        result = neft("eval", "tiny-a5-s0", "--judge", server.url, "--judge-model", "m", *OPTIONS)
     assert result.code == 1
-    assert "held_out_loss: run=" in result.out  # what was measured is reported all the same
+    assert "held_out_loss: run=" in result.out  # results so far are reported
     assert "needs a key in OPENAI_API_KEY" in result.err
     assert "run the same command again: it resumes" in result.err
-    assert len(kept_files(runs / "tiny-a5-s0", "answers")) == 12
+    assert len(read_cache(runs / "tiny-a5-s0", "answers")) == 12
 
 
 @pytest.mark.slow
-def test_benchmark_tasks_stand_in_the_table(neft: Neft, runs: Path) -> None:
+def test_eval_benchmark_tasks(neft: Neft, runs: Path) -> None:
     rows = [{"question": f"{n} or {n + 1}?", "choices": ["a", "b"], "answer": n % 2} for n in range(10)]
     data = Path("letters.jsonl").resolve()
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -593,14 +589,14 @@ def test_benchmark_tasks_stand_in_the_table(neft: Neft, runs: Path) -> None:
     )
     report = report_of(neft("eval", "tiny-a5-s0", "--tasks", "letters.yaml", "--no-answers", "--json"))
     assert all(0 <= value <= 1 for value in values(report, "letters/acc"))  # type: ignore[operator]
-    assert compared(report, "letters/acc", "base")["n"] == 10
+    assert comparison_of(report, "letters/acc", "base")["n"] == 10
 
 
 # Wrong input
 
 
 @pytest.mark.slow
-def test_a_misspelt_run_is_answered_with_the_nearest(neft: Neft, runs: Path) -> None:
+def test_eval_misspelt_run(neft: Neft, runs: Path) -> None:
     result = neft("eval", "tiny-a5-s1")
     assert result.code == 2
     assert result.err == (
@@ -614,7 +610,7 @@ def test_a_misspelt_run_is_answered_with_the_nearest(neft: Neft, runs: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_run_without_a_model_is_refused(neft: Neft, runs: Path) -> None:
+def test_eval_rejects_a_run_without_a_model(neft: Neft, runs: Path) -> None:
     shutil.rmtree(runs / "tiny-a5-s0" / "model")
     result = neft("eval", "tiny-a5-s0")
     assert (result.code, result.err.splitlines()[0]) == (2, "runs/tiny-a5-s0: this run has no model")
@@ -627,7 +623,7 @@ def test_a_run_without_a_model_is_refused(neft: Neft, runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_that_lacks_a_file_of_a_run_is_told_so(neft: Neft, runs: Path) -> None:
+def test_eval_rejects_an_incomplete_run(neft: Neft, runs: Path) -> None:
     (runs / "tiny-a5-s0" / "run.json").unlink()
     assert "runs/tiny-a5-s0: run.json is missing" in neft("eval", "tiny-a5-s0").err
     (runs / "tiny-a0-s0" / "recipe.yaml").unlink()
@@ -636,15 +632,15 @@ def test_a_folder_that_lacks_a_file_of_a_run_is_told_so(neft: Neft, runs: Path) 
 
 
 @pytest.mark.slow
-def test_what_a_failed_start_made_is_taken_away(neft: Neft, runs: Path) -> None:
-    """A hub model that can't be had leaves nothing that looks like a run."""
+def test_eval_failed_start_leaves_no_folder(neft: Neft, runs: Path) -> None:
+    """A hub model that can't be loaded leaves nothing that looks like a run."""
     assert neft("eval", "opt-125m", "--no-answers").code == 2
     assert not (runs / "opt-125m").exists()
 
 
 @pytest.mark.slow
-def test_an_earlier_report_outlives_a_failed_start(neft: Neft, runs: Path) -> None:
-    """The same question again, after the run's model was damaged: an answer, and the old report stays."""
+def test_eval_failed_start_keeps_an_earlier_report(neft: Neft, runs: Path) -> None:
+    """If the run's model was damaged since, the same command fails, and the old report stays."""
     report = (
         Path(report_of(neft("eval", "tiny-a5-s0", "--no-base", "--no-answers", "--json"))["folder"]) / "report.json"
     )
@@ -656,7 +652,7 @@ def test_an_earlier_report_outlives_a_failed_start(neft: Neft, runs: Path) -> No
 
 
 @pytest.mark.slow
-def test_rows_without_answers_and_no_answers_is_nothing_to_measure(neft: Neft, runs: Path) -> None:
+def test_eval_nothing_to_measure(neft: Neft, runs: Path) -> None:
     Path("questions.jsonl").write_text('{"prompt": "Name a river."}\n')
     result = neft("eval", "tiny-a5-s0", "--dataset", "questions.jsonl", "--no-answers")
     assert result.code == 2
@@ -664,7 +660,7 @@ def test_rows_without_answers_and_no_answers_is_nothing_to_measure(neft: Neft, r
 
 
 @pytest.mark.slow
-def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path) -> None:
+def test_eval_notice_of_a_prompt_that_fills_the_length(neft: Neft, runs: Path) -> None:
     rows = [{"prompt": "a" * 600, "completion": "b"}, {"prompt": "a", "completion": "b"}]
     Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = neft("eval", "tiny-a5-s0", "--dataset", "long.jsonl", "--no-answers", "--no-base", "--max-length", "300")
@@ -673,7 +669,7 @@ def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--export", "csv"], "--export writes one format"),
         (["--no-answers", "--show", "3"], "--show needs answers"),
@@ -694,12 +690,10 @@ def test_a_row_whose_question_fills_the_length_is_told_of(neft: Neft, runs: Path
         (["--baseline", "x" * 300], "no such run or model"),
     ],
 )
-def test_what_can_not_be_done_is_refused_before_anything_is_made(
-    neft: Neft, runs: Path, arguments: list[str], says: str
-) -> None:
+def test_eval_rejects_invalid_arguments(neft: Neft, runs: Path, arguments: list[str], message: str) -> None:
     result = neft("eval", "tiny-a5-s0", *arguments)
     assert result.code == 2
-    assert says in result.err
+    assert message in result.err
     assert "secret" not in result.err
     assert "nothing was started" in result.err
     assert not (runs / "tiny-a5-s0" / "evaluation").exists()

@@ -1,6 +1,6 @@
 """`neft train` on tiny models through the command line's own `main`.
 
-Oracles: the files that a run must leave, transformers and peft reading them back, and runs compared with each other.
+Oracles: the files that a run must have, transformers and peft loading them, and runs compared with each other.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ Neft = Callable[..., Result]
 
 
 def weights_hash(run: Path) -> str:
-    """SHA-256 of a run's weights."""
+    """Return the SHA-256 of a run's weights."""
     [file] = (run / "model").glob("*.safetensors")
     return sha256(file.read_bytes()).hexdigest()
 
 
-def test_a_run_leaves_its_files_and_a_model_that_loads(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+def test_train_files_of_a_run(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     result = neft(*quick)
     assert result.code == 0, result.err
     run = tmp_path / "runs" / "tiny-a5-s0"
@@ -75,10 +75,10 @@ def test_a_run_leaves_its_files_and_a_model_that_loads(neft: Neft, quick: list[s
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-3)])
 @pytest.mark.parametrize("method", [[], ["--lora"]], ids=["full", "LoRA"])
-def test_fused_layers_learn_what_the_libraries_layers_do(
+def test_train_fused_layers_equal_those_of_the_libraries(
     method: list[str], precision: str, tolerance: float, neft: Neft, quick: list[str], tmp_path: Path
 ) -> None:
-    """The same losses and gradient norms, update by update, to the rounding of the arithmetic; other bits."""
+    """Losses and gradient norms of each step are equal within rounding; the weights' bits differ."""
     quick = [*quick, *method, "--set", f"training.precision={precision}", "--learning-rate", "5e-3"]
     quick += ["--set", "training.max_steps=12", "--set", "evaluation.samples=0"]
     curves, weights = [], []
@@ -97,13 +97,13 @@ def test_fused_layers_learn_what_the_libraries_layers_do(
 
 
 @pytest.mark.slow
-def test_nothing_that_a_run_leaves_is_pickled(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+def test_train_writes_no_pickles(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     assert neft(*quick).code == 0
     endings = {file.suffix for file in (tmp_path / "runs").rglob("*") if file.is_file()}
     assert not endings & {".bin", ".pt", ".pth", ".pkl", ".pickle"}
 
 
-def test_the_saved_recipe_repeats_the_run_to_the_bit(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+def test_train_saved_recipe_is_bit_identical(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     assert neft(*quick).code == 0
     first = tmp_path / "runs" / "tiny-a5-s0"
     assert neft("train", "--recipe", first / "recipe.yaml").code == 0
@@ -113,7 +113,7 @@ def test_the_saved_recipe_repeats_the_run_to_the_bit(neft: Neft, quick: list[str
 
 
 @pytest.mark.slow
-def test_alpha_and_seed_change_the_weights(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+def test_train_alpha_and_seed_change_the_weights(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     for extra in ([], ["--alpha", "0"], ["--seed", "1"]):
         assert neft(*quick, *extra).code == 0
     hashes = {weights_hash(run) for run in (tmp_path / "runs").iterdir()}
@@ -123,10 +123,10 @@ def test_alpha_and_seed_change_the_weights(neft: Neft, quick: list[str], tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batching", ["padded", "packed"])
-def test_rows_in_a_file_train_as_rows_in_memory_do(
+def test_train_rows_in_a_file_equal_rows_in_memory(
     neft: Neft, quick: list[str], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: str
 ) -> None:
-    """To the bit, in its records, too; where the file can't be, nothing is started."""
+    """Weights and records are bit-identical; if the file can't be written, nothing is started."""
     monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(dataset, "BATCH_ROWS", 7)
     arguments = [*quick, "--set", f"training.batching={batching}"]
@@ -148,10 +148,10 @@ def test_rows_in_a_file_train_as_rows_in_memory_do(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma", "granite", "opt"])
-def test_rows_laid_end_to_end_train_as_padded_rows_do(
+def test_train_padding_free_equals_padded(
     neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path, family: str
 ) -> None:
-    """The same rows, the same noise: equal weights up to the order of float32 sums."""
+    """With the same rows and noise the weights are equal up to the order of float32 sums."""
     arguments = quick_arguments(tiny_folder(family), rows_file, tmp_path / "runs")
     for batching in ("padded", "padding_free"):
         done = neft(*arguments, "--set", f"training.batching={batching}", "--set", f"name={batching}")
@@ -169,7 +169,7 @@ def test_rows_laid_end_to_end_train_as_padded_rows_do(
 
 
 @pytest.mark.slow
-def test_fewer_held_out_rows_than_asked_for_are_told(neft: Neft, quick: list[str], rows_file: Path) -> None:
+def test_train_notice_of_fewer_held_out_rows(neft: Neft, quick: list[str], rows_file: Path) -> None:
     rows = len(rows_file.read_text().splitlines())
     done = neft(*quick, "--held-out-rows", "9999", "--dry-run")
     assert done.code == 0, done.err
@@ -180,31 +180,29 @@ def test_fewer_held_out_rows_than_asked_for_are_told(neft: Neft, quick: list[str
 
 
 @pytest.mark.slow
-def test_rows_of_a_model_that_mixes_documents_are_padded_or_bucketed(
-    neft: Neft, rows_file: Path, tmp_path: Path
-) -> None:
-    """Bloom's positions come from its attention mask, so documents of one row can't be told apart."""
+def test_train_model_that_does_not_isolate_documents(neft: Neft, rows_file: Path, tmp_path: Path) -> None:
+    """Bloom computes positions from its attention mask, so documents of a row can't be isolated."""
     config = BloomConfig(vocab_size=256, hidden_size=64, n_layer=2, n_head=2, pad_token_id=0, eos_token_id=2)
     BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
     tiny_tokenizer().save_pretrained(tmp_path / "bloom")
     arguments = quick_arguments(tmp_path / "bloom", rows_file, tmp_path / "runs")
-    told = "BloomForCausalLM does not isolate packed documents, so rows are padded"
-    for batching, laid_out in (("auto", "padded"), ("bucketed", "bucketed")):
+    notice = "BloomForCausalLM does not isolate packed documents, so rows are padded"
+    for batching, batching_used in (("auto", "padded"), ("bucketed", "bucketed")):
         done = neft(*arguments, "--set", f"training.batching={batching}", "--set", f"name={batching}")
         assert done.code == 0, done.err
-        assert (told in done.out) == (batching == "auto")
+        assert (notice in done.out) == (batching == "auto")
         record = json.loads((tmp_path / "runs" / f"{batching}-a5-s0" / "run.json").read_text())
-        assert record["batching"] == laid_out
+        assert record["batching"] == batching_used
     first, second = (weights_hash(tmp_path / "runs" / f"{name}-a5-s0") for name in ("auto", "bucketed"))
     assert first != second
-    refused = neft(*arguments, "--set", "training.batching=packed", "--max-length", "400")
-    assert refused.code == 1
-    assert "--set training.batching=padded" in refused.err
+    rejected = neft(*arguments, "--set", "training.batching=packed", "--max-length", "400")
+    assert rejected.code == 1
+    assert "--set training.batching=padded" in rejected.err
 
 
 @pytest.mark.slow
-def test_a_model_without_attention_trains(neft: Neft, rows_file: Path, tmp_path: Path) -> None:
-    """A state-space model: nothing that is counted or made ready beforehand may ask for heads."""
+def test_train_model_without_attention(neft: Neft, rows_file: Path, tmp_path: Path) -> None:
+    """A state-space model trains: no estimate or preparation may need attention heads."""
     config = MambaConfig(vocab_size=256, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0)
     MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
     tiny_tokenizer().save_pretrained(tmp_path / "mamba")
@@ -232,7 +230,7 @@ def test_a_model_without_attention_trains(neft: Neft, rows_file: Path, tmp_path:
     ids=lambda extra: " ".join(extra),
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # bitsandbytes 0.50
-def test_each_way_of_training_finishes_and_loads_again(
+def test_train_each_method_finishes_and_loads_again(
     neft: Neft, quick: list[str], tmp_path: Path, tiny_folder: Callable[[str], Path], extra: list[str]
 ) -> None:
     result = neft(*quick, *extra, "--json")
@@ -252,7 +250,7 @@ def test_each_way_of_training_finishes_and_loads_again(
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_ends_the_run(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+def test_train_loss_that_is_not_finite(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     result = neft(*quick, "--learning-rate", "1e30", "--set", "training.warmup_ratio=0")
     assert result.code == 1
     assert re.search(r"the loss became (nan|inf) in step \d", result.err)
@@ -262,7 +260,7 @@ def test_a_loss_that_is_no_number_ends_the_run(neft: Neft, quick: list[str], tmp
 
 
 @pytest.mark.slow
-def test_a_last_update_that_ruins_the_weights_is_no_finish(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+def test_train_last_step_that_ruins_the_weights(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     extra = ["--learning-rate", "1e38", "--set", "training.warmup_ratio=0", "--set", "training.max_steps=1"]
     result = neft(*quick, *extra)
     assert result.code == 1
@@ -272,7 +270,7 @@ def test_a_last_update_that_ruins_the_weights_is_no_finish(neft: Neft, quick: li
 
 
 @pytest.mark.slow
-def test_the_model_is_saved_before_its_answers_can_fail(
+def test_train_saves_the_model_before_answers_fail(
     neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from neftcli.evaluation import generation
@@ -294,10 +292,10 @@ def test_the_model_is_saved_before_its_answers_can_fail(
 
 
 @pytest.mark.slow
-def test_a_run_finishes_whose_checkpoints_can_not_be_removed(
+def test_train_finishes_if_checkpoints_cannot_be_removed(
     neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on NFS, where a file that another process has open stays."""
+    """On NFS a file that another process has open can't be removed."""
     publish = Checkpoints.publish
 
     def publish_and_open(checkpoints: Checkpoints, step: int, facts: Mapping[str, Any]) -> None:
@@ -319,10 +317,10 @@ def test_a_run_finishes_whose_checkpoints_can_not_be_removed(
 
 
 @pytest.mark.slow
-def test_the_model_is_saved_before_its_last_evaluation_can_fail(
+def test_train_saves_the_model_before_the_last_evaluation_fails(
     neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory runs out for a single row behind the last update: training has succeeded and nothing is lost."""
+    """After an OOM with a single row after the last step, the trained model is kept."""
     from neftcli.evaluation import loss
 
     measured = []
@@ -341,7 +339,7 @@ def test_the_model_is_saved_before_its_last_evaluation_can_fail(
     AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "tiny-a5-s0" / "model")
 
 
-def test_rows_longer_than_the_model_has_positions_for_are_refused(
+def test_train_rejects_rows_longer_than_the_context(
     neft: Neft, tiny_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     file = tmp_path / "long.jsonl"
@@ -364,21 +362,19 @@ def test_rows_longer_than_the_model_has_positions_for_are_refused(
         (["--set", "quantization.double_quantization=false"], "needs quantization.type nf4"),
     ],
 )
-def test_an_option_that_would_do_nothing_is_refused(
-    neft: Neft, quick: list[str], extra: list[str], needed: str
-) -> None:
+def test_train_rejects_an_option_without_effect(neft: Neft, quick: list[str], extra: list[str], needed: str) -> None:
     result = neft(*quick, *extra)
     assert result.code == 2
     assert needed in result.err
 
 
-def test_lora_without_a_recipe_has_its_own_learning_rate(neft: Neft, quick: list[str]) -> None:
+def test_train_lora_has_its_own_learning_rate(neft: Neft, quick: list[str]) -> None:
     for extra, expected in ((["--lora"], 2e-4), ([], 5e-5)):
-        told = events(neft(*quick, *extra, "--set", "training.warmup_ratio=0", "--json").out)
-        assert max(e["learning_rate"] for e in told if e["event"] == "training.step") == pytest.approx(expected)
+        all_events = events(neft(*quick, *extra, "--set", "training.warmup_ratio=0", "--json").out)
+        assert max(e["learning_rate"] for e in all_events if e["event"] == "training.step") == pytest.approx(expected)
 
 
-def test_held_out_rows_of_another_kind_are_refused(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+def test_train_rejects_held_out_rows_of_a_different_kind(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     file = tmp_path / "held.jsonl"
     file.write_text('{"text": "plain text"}\n')
     result = neft(*quick, "--held-out", file)
@@ -386,7 +382,7 @@ def test_held_out_rows_of_another_kind_are_refused(neft: Neft, quick: list[str],
     assert f"{file}: held-out rows and training rows must both be plain text or conversations" in result.err
 
 
-def test_a_gated_or_unreachable_model_is_still_planned(neft: Neft, rows_file: Path) -> None:
+def test_train_dry_run_plans_an_unreachable_model(neft: Neft, rows_file: Path) -> None:
     result = neft("train", "--model", "llama-2-7b", "--dataset", rows_file, "--qlora", "--dry-run", "--json")
     assert result.code == 2
     assert "can't be reached" in result.err
@@ -397,7 +393,7 @@ def test_a_gated_or_unreachable_model_is_still_planned(neft: Neft, rows_file: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("typed", "sent"),
+    ("options", "sent_signal"),
     [
         ([], signal.SIGINT),
         ([], signal.SIGTERM),
@@ -405,10 +401,10 @@ def test_a_gated_or_unreachable_model_is_still_planned(neft: Neft, rows_file: Pa
         (["--requeue-signal", "USR2"], signal.SIGUSR2),
     ],
 )
-def test_a_signal_stops_behind_the_update_and_the_exit_code_says_so(
-    typed: list[str], sent: signal.Signals, quick: list[str], tmp_path: Path
+def test_train_stops_after_the_step_on_a_signal(
+    options: list[str], sent_signal: signal.Signals, quick: list[str], tmp_path: Path
 ) -> None:
-    quick = [*quick, *typed]
+    quick = [*quick, *options]
     command = [sys.executable, "-m", "neftcli", *quick, "--set", "training.max_steps=100000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run = tmp_path / "runs" / "tiny-a5-s0"
@@ -417,7 +413,7 @@ def test_a_signal_stops_behind_the_update_and_the_exit_code_says_so(
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(sent)
+    process.send_signal(sent_signal)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75
     assert re.search(rf"^stopped; {run}/checkpoints/checkpoint-(\d+) is saved, after step \1$", err, re.M)
@@ -427,23 +423,21 @@ def test_a_signal_stops_behind_the_update_and_the_exit_code_says_so(
 
 
 @pytest.mark.slow
-def test_a_further_signal_while_the_process_ends_does_not_change_its_exit_code(
-    quick: list[str], tmp_path: Path
-) -> None:
+def test_train_further_signal_keeps_the_exit_code(quick: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "neftcli", *quick, "--set", "training.max_steps=100000", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None  # noqa: PT018
     next(line for line in process.stdout if "training.step" in line)
     process.send_signal(signal.SIGTERM)
     next(line for line in process.stderr if line.startswith("stopped; "))
-    for sent in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        process.send_signal(sent)
+    for sent_signal in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        process.send_signal(sent_signal)
     process.communicate(timeout=60)
     assert process.returncode == 75
 
 
 @pytest.mark.slow
-def test_what_the_libraries_say_goes_to_the_log(quick: list[str], tmp_path: Path) -> None:
+def test_train_library_output_goes_to_the_log(quick: list[str], tmp_path: Path) -> None:
     result = neft_process(*quick, "--lora")
     assert result.err == ""
     assert "\x1b" not in result.out
@@ -452,7 +446,7 @@ def test_what_the_libraries_say_goes_to_the_log(quick: list[str], tmp_path: Path
 
 
 @pytest.mark.slow
-def test_plain_lines_carry_the_facts(neft: Neft, quick: list[str]) -> None:
+def test_train_plain_lines(neft: Neft, quick: list[str]) -> None:
     out = neft(*quick).out
     assert re.search(r"^data: .*rows\.jsonl \(prompt/completion\) · 60 rows: 48 for training, 12 held out$", out, re.M)
     assert re.search(r"^noise: NEFTune alpha 5 · uniform · noise/embedding \d+\.\d{3} at layer 0$", out, re.M)
@@ -461,12 +455,12 @@ def test_plain_lines_carry_the_facts(neft: Neft, quick: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_quiet_says_how_it_ended_and_no_more(neft: Neft, quick: list[str]) -> None:
+def test_train_quiet(neft: Neft, quick: list[str]) -> None:
     lines = neft(*quick, "--quiet").out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["finished", "held_out_loss"]
 
 
-def test_a_dry_run_counts_and_leaves_nothing(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+def test_train_dry_run(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     result = neft(*quick, "--dry-run", "--json")
     assert result.code == 0, result.err
     [resolved] = [event["recipe"] for event in events(result.out) if event["event"] == "recipe.resolved"]
@@ -481,8 +475,8 @@ def test_a_dry_run_counts_and_leaves_nothing(neft: Neft, quick: list[str], tmp_p
 
 
 @pytest.mark.slow
-def test_a_dry_run_tells_the_updates_that_training_does(neft: Neft, quick: list[str]) -> None:
-    """Oracle: the updates that the trainer itself counts, without a maximum."""
+def test_train_dry_run_number_of_steps(neft: Neft, quick: list[str]) -> None:
+    """Oracle: the steps that the trainer itself counts, without a maximum."""
     free = [part for part in quick if part != "training.max_steps=4"]
     index = next(i for i, part in enumerate(free) if part == "--set" and free[i + 1] == "--set")
     del free[index]
@@ -490,12 +484,12 @@ def test_a_dry_run_tells_the_updates_that_training_does(neft: Neft, quick: list[
     for batching in ("padded", "packed"):
         extra = ["--set", f"training.batching={batching}", "--max-length", "400"]
         planned = events(neft(*arguments, *extra, "--dry-run", "--json").out)[-1]["total_steps"]
-        told = events(neft(*arguments, *extra, "--json").out)
-        assert [e["step"] for e in told if e["event"] == "training.progress"][-1] == planned
-        assert next(e["total_steps"] for e in told if e["event"] == "training.started") == planned
+        all_events = events(neft(*arguments, *extra, "--json").out)
+        assert [e["step"] for e in all_events if e["event"] == "training.progress"][-1] == planned
+        assert next(e["total_steps"] for e in all_events if e["event"] == "training.started") == planned
 
 
-def test_without_options_it_is_the_quickstart(neft: Neft, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_train_without_options_is_the_quickstart(neft: Neft, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from neftcli.training import dry_run
 
     seen = []
@@ -508,7 +502,7 @@ def test_without_options_it_is_the_quickstart(neft: Neft, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_the_context_manager_serves_a_trainer_of_ones_own(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_neftune_with_a_trainer_of_transformers(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """The README's Python example."""
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
@@ -529,10 +523,10 @@ def test_the_context_manager_serves_a_trainer_of_ones_own(tiny_folder: Callable[
 
 
 @pytest.mark.slow
-def test_a_model_whose_training_can_not_be_repeated_to_the_bit_is_told_what_to_type(
+def test_train_model_without_deterministic_operations(
     neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a GPU does with an operation that has no such variant, here with one that no device has."""
+    """A GPU rejects an operation without a deterministic implementation; here one that no device has."""
     from neftcli.system import device
     from neftcli.training import trainer
 
@@ -544,12 +538,12 @@ def test_a_model_whose_training_can_not_be_repeated_to_the_bit_is_told_what_to_t
 
     monkeypatch.setattr(trainer, "deterministic_operations", lambda _: device.deterministic_operations("cuda"))
     monkeypatch.setattr(trainer.NeftTrainer, "compute_loss", with_put)
-    refused = neft(*quick)
-    assert refused.code == 1
+    rejected = neft(*quick)
+    assert rejected.code == 1
     message = "an operation of the model has no deterministic implementation on this GPU; no step was saved"
-    assert message in refused.err
-    assert "got put_ does not have a deterministic implementation" in " ".join(refused.err.split())
-    assert "the same command with --set training.deterministic=false" in refused.err
+    assert message in rejected.err
+    assert "got put_ does not have a deterministic implementation" in " ".join(rejected.err.split())
+    assert "the same command with --set training.deterministic=false" in rejected.err
     resumed = ["train", "--resume", tmp_path / "runs" / "tiny-a5-s0", "--set", "training.deterministic=false"]
     assert neft(*resumed).code == 2
     assert neft(*resumed, "--accept-changes").code == 0
@@ -557,20 +551,20 @@ def test_a_model_whose_training_can_not_be_repeated_to_the_bit_is_told_what_to_t
 
 
 @pytest.mark.slow
-def test_products_that_can_not_be_repeated_by_a_setting_of_the_users_are_told_as_that(
+def test_train_cublas_setting_that_is_not_deterministic(
     neft: Neft, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In torch's words, where CUBLAS_WORKSPACE_CONFIG is set to something else."""
+    """The error quotes torch, with a hint about CUBLAS_WORKSPACE_CONFIG."""
     from neftcli.training.trainer import NeftTrainer
 
     def refuse(*given: object, **named: object) -> torch.Tensor:
         raise RuntimeError("Deterministic behavior was enabled, but CuBLAS needs CUBLAS_WORKSPACE_CONFIG=:4096:8")
 
     monkeypatch.setattr(NeftTrainer, "compute_loss", refuse)
-    refused = neft(*quick)
-    assert refused.code == 1
+    rejected = neft(*quick)
+    assert rejected.code == 1
     message = "matrix products on this GPU are not deterministic with this setting; no step was saved"
-    assert message in refused.err
-    assert "got      Deterministic behavior was enabled, but CuBLAS needs" in refused.err
-    assert "unset CUBLAS_WORKSPACE_CONFIG" in refused.err
-    assert "bug of neft" not in refused.err
+    assert message in rejected.err
+    assert "got      Deterministic behavior was enabled, but CuBLAS needs" in rejected.err
+    assert "unset CUBLAS_WORKSPACE_CONFIG" in rejected.err
+    assert "bug of neft" not in rejected.err
