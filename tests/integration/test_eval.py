@@ -282,9 +282,7 @@ def test_eval_skips_training_prompts_in_longer_conversations(neft: Neft, runs: P
 def test_eval_repeated_rows_count_once(neft: Neft, runs: Path) -> None:
     line = json.dumps({"prompt": "Name a river.", "completion": "Seine."}) + "\n"
     Path("twice.jsonl").write_text(line * 3)
-    stream = events(
-        neft("eval", "tiny-a5-s0", "--dataset", "twice.jsonl", "--no-answers", "--no-base", "--json").out
-    )
+    stream = events(neft("eval", "tiny-a5-s0", "--dataset", "twice.jsonl", "--no-answers", "--no-base", "--json").out)
     [rows] = [event for event in stream if event["event"] == "evaluation.data_ready"]
     assert (rows["rows"], rows["repeated"]) == (1, 2)
 
