@@ -212,13 +212,8 @@ def test_sweep_report_at_any_width(tmp_path: Path, width: int, grid: tuple[str, 
     assert [line for line in tables if line and not line.startswith(" ")] == [], "lines that continue are indented"
 
 
-<<<<<<< HEAD
-def test_cells_that_are_done_have_no_time_left() -> None:
-    line = shown(display.cells([CellState("k", "neftune.alpha=5", 0, "finished")], 10.0, 0))[-1]
-=======
 def test_cells_screen_finished_cells() -> None:
-    line = render(display.cells([CellState("k", "alpha 5", 0, "finished")], 10.0, 0))[-1]
->>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
+    line = render(display.cells([CellState("k", "neftune.alpha=5", 0, "finished")], 10.0, 0))[-1]
     assert "1/1 cell" in line
     assert "left" not in line
 
@@ -244,19 +239,11 @@ def test_sweep_report_metric_of_some_arms(tmp_path: Path) -> None:
     assert any(line.startswith(" alpha 5") and " 10.00 " in line for line in lines)
 
 
-<<<<<<< HEAD
-def test_a_dry_run_finds_its_cells_by_their_hash() -> None:
-    """Two arms whose names are the same have each its own time."""
-    states = [CellState(key, "neftune.alpha=5", 0, "waiting") for key in ("abc", "def")]
-    cells = tuple(CellEstimate(key, "neftune.alpha=5", 0, seconds) for key, seconds in (("abc", 20.0), ("def", 40.0)))
-    lines = shown(display.sweep_plan(states, SweepEstimate(60.0, 1, cells, {}, timed_passes=1)))
-=======
 def test_sweep_plan_finds_cells_by_their_key() -> None:
     """Two arms with the same name have their own times."""
-    states = [CellState(key, "alpha 5", 0, "waiting") for key in ("abc", "def")]
-    cells = tuple(CellEstimate(key, "alpha 5", 0, seconds) for key, seconds in (("abc", 20.0), ("def", 40.0)))
+    states = [CellState(key, "neftune.alpha=5", 0, "waiting") for key in ("abc", "def")]
+    cells = tuple(CellEstimate(key, "neftune.alpha=5", 0, seconds) for key, seconds in (("abc", 20.0), ("def", 40.0)))
     lines = render(display.sweep_plan(states, SweepEstimate(60.0, 1, cells, {}, timed_passes=1)))
->>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
     assert [line.split()[-2:] for line in lines if line.startswith(" alpha 5")] == [["20", "s"], ["40", "s"]]
 
 
@@ -281,15 +268,9 @@ def test_cells_screen_more_cells_than_lines(height: int) -> None:
     assert len(render(display.cells(states(*names), 10.0, 0))) == len(names) + 3
 
 
-<<<<<<< HEAD
-def test_while_a_cell_is_measured_its_row_moves() -> None:
-    state = CellState("k", "neftune.alpha=5", 0, "evaluating", 54, 54, 1.9, 75.0, evaluated=32, to_evaluate=200)
-    [row] = [line for line in shown(display.cells([state], 1.0, 0)) if line.startswith(" alpha 5")]
-=======
 def test_cells_screen_progress_of_an_evaluation() -> None:
-    state = CellState("k", "alpha 5", 0, "evaluating", 54, 54, 1.9, 75.0, evaluated=32, to_evaluate=200)
+    state = CellState("k", "neftune.alpha=5", 0, "evaluating", 54, 54, 1.9, 75.0, evaluated=32, to_evaluate=200)
     [row] = [line for line in render(display.cells([state], 1.0, 0)) if line.startswith(" alpha 5")]
->>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
     assert row.split() == ["alpha", "5", "0", "evaluating", "32/200", "54/54", "1.9000", "1:15"]
 
 
@@ -319,15 +300,15 @@ def report_with(text: str) -> SweepReport:
     """Return a report with a text as its task, swept option and problem."""
     metric = f"{text} acc"
     arms = tuple(
-        ArmResult(arm.alpha, f"chat_template {text}", 3, {metric: MetricValue(0.5, 0.4, 0.6, 54)}, ())
+        ArmResult(f"{arm.arm} model.chat_template={text}", arm.alpha, 3, {metric: MetricValue(0.5, 0.4, 0.6, 54)}, ())
         for arm in SWEEP.arms
     )
-    failed = (CellState("abc", f"alpha 10, chat_template {text}", 1, "failed", problem=text),)
+    failed = (CellState("abc", f"neftune.alpha=10 model.chat_template={text}", 1, "failed", problem=text),)
     return SweepReport(
         folder=f"runs/{text}",
         arms=arms,
         metrics=(metric,),
-        recommended="alpha 0",
+        recommended="neftune.alpha=0",
         conclusion=SWEEP.conclusion,
         scope=SWEEP.scope,
         failed=failed,

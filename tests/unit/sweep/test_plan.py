@@ -120,15 +120,9 @@ def test_plan_cells_one_baseline_for_noise_options() -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "x" * 80, "ä"])
-<<<<<<< HEAD
-def test_a_name_that_leaves_the_folder_is_refused(name: str) -> None:
-    """The sweep's own folder has it, and no cell would be the first to notice."""
-    with pytest.raises(RecipeError, match="name: a sweep's name has at most 64 letters"):
-=======
 def test_plan_cells_invalid_name(name: str) -> None:
     """The name is also that of the sweep's folder, so it is checked before any cell."""
-    with pytest.raises(RecipeError, match="name: a sweep's name has letters"):
->>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
+    with pytest.raises(RecipeError, match="name: a sweep's name has at most 64 letters"):
         cells_of(f"name='{name}'")
 
 

@@ -79,13 +79,8 @@ def test_plan_power_one_planned_seed(content: dict[str, Any], tmp_path: Path) ->
     cells = plan(*SETS)
     results = SweepResults(cells, content)
     base, *arms = (results.values(HELD_OUT_LOSS, arm) for arm in results.arms)
-<<<<<<< HEAD
-    parts = module._mean(compare_arms(base, arms, results.weights(HELD_OUT_LOSS, results.arms[0])), 2)
-    assert power.detectable == pytest.approx(minimum_detectable_effect(parts, 1, ROWS, LEVEL / 2, ScopeId.THESE_SEEDS))
-=======
     parts = module.mean_components(compare_arms(base, arms, results.weights(HELD_OUT_LOSS, results.arms[0])), 2)
-    assert power.detectable == pytest.approx(minimum_detectable_effect(parts, 1, ROWS, LEVEL / 2, "these seeds"))
->>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
+    assert power.detectable == pytest.approx(minimum_detectable_effect(parts, 1, ROWS, LEVEL / 2, ScopeId.THESE_SEEDS))
     assert power.prompts_needed is None
 
 

@@ -91,18 +91,9 @@ def test_judge_sweep_one_seed_recommends_nothing() -> None:
     assert (one.verdict, one.scope, one.these_seeds) == ("lower", "these_seeds", None)
     assert table_arm_verdict(verdict.arms[1], HELD_OUT_LOSS) == "lower for this seed"
     assert verdict.recommended is None
-<<<<<<< HEAD
-    said = " ".join(verdict.conclusion)
-    assert "Nothing is recommended: one seed can't show how results vary between seeds; use two or more." in said
-    assert "etter than" not in said.replace("No alpha is shown to be better than", "")
-=======
     conclusion = " ".join(verdict.conclusion)
-    assert (
-        "Nothing is recommended: one seed can't show what another seed would give; that takes two or more."
-        in conclusion
-    )
+    assert "Nothing is recommended: one seed can't show how results vary between seeds; use two or more." in conclusion
     assert "etter than" not in conclusion.replace("No alpha is shown to be better than", "")
->>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
 
 
 def test_judge_sweep_sums_rows_of_one_prompt() -> None:
@@ -344,13 +335,8 @@ def test_judge_sweep_plan_for_delta() -> None:
         f"Minimum detectable effect: {found.detectable:.4f} in held-out loss (3 seeds, 100 prompts, power 80 %)."
         in conclusion
     )
-<<<<<<< HEAD
     takes = f"Detecting an effect of 0.0040 (sweep.delta) takes about {more.seeds} seeds"
-    assert any(line.startswith(takes) for line in said)
-=======
-    takes = f"To detect an effect of 0.0040 (sweep.delta) takes about {more.seeds} seeds"
     assert any(line.startswith(takes) for line in conclusion)
->>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
     easy = judge_sweep(results, [HELD_OUT_LOSS], delta=0.5).conclusion
     assert "An effect of 0.5000 (sweep.delta) would have been found in 80 % of such sweeps or more." in easy
     assert not any("sweep.delta" in line for line in judge_sweep(results, [HELD_OUT_LOSS]).conclusion)

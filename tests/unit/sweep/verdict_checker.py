@@ -204,15 +204,9 @@ class _Checker:
             found = re.fullmatch(rf"95 % CI excludes (?:any gain|a gain over ({AMOUNT}))( for this seed)?", text)
             assert found, text
             gain = -one.low if self.better[metric] == "lower" else one.high
-<<<<<<< HEAD
-            said = 0.0 if found[1] is None else read(found[1])
-            assert said == pytest.approx(max(0.0, gain), rel=0.06, abs=6e-4 if is_share(metric) else 6e-5)
-            assert (found[2] is not None) == (one.scope == ScopeId.THESE_SEEDS)
-=======
             excluded = 0.0 if found[1] is None else read(found[1])
             assert excluded == pytest.approx(max(0.0, gain), rel=0.06, abs=6e-4 if is_share(metric) else 6e-5)
-            assert (found[2] is not None) == (one.scope == "these seeds")
->>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
+            assert (found[2] is not None) == (one.scope == ScopeId.THESE_SEEDS)
 
     def _not_compared(self, metric: str) -> None:
         missing = {row.name() for row in self.verdict.arms if row.alpha}
@@ -425,13 +419,8 @@ class _Checker:
         widest = max(undecided.values(), key=lambda one: one.detectable or 0.0)
         one_seed = widest.seeds == 1
         scope = r"for this one seed \(" if one_seed else rf"\({widest.seeds} seeds, "
-<<<<<<< HEAD
         last = r" A claim about other seeds needs at least two seeds, better three\." if one_seed else ""
-        said = re.fullmatch(
-=======
-        last = r" What other seeds would give takes at least two, better three\." if one_seed else ""
         found = re.fullmatch(
->>>>>>> 1dfde96 (Tests of evaluation and sweep: named after the unit, plain English, hardly any private members)
             rf"Minimum detectable effect: ({AMOUNT}) in {self.first_label} {scope}{widest.n} prompts, "
             rf"power 80 %\)\.{last}",
             lines[0],
