@@ -236,7 +236,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_data_that_can_not_be_used(neft: Neft, snapshot: SnapshotAssertion, name: str) -> None:
+def test_train_rejects_data(neft: Neft, snapshot: SnapshotAssertion, name: str) -> None:
     assert rejection(neft, DATA[name]) == snapshot
 
 
@@ -252,7 +252,7 @@ RENAMED = {
 
 
 @pytest.mark.parametrize("case", RENAMED)
-def test_hint_to_rename_a_file(neft: Neft, case: str) -> None:
+def test_train_hint_to_rename_a_file(neft: Neft, case: str) -> None:
     """A file with the name in the hint is read, with two texts in each row."""
     lay(DATA[case].files)
     name = rejection(neft, DATA[case]).split("  hint     rename it to ")[1].strip()
@@ -281,7 +281,7 @@ ALL = "data: rows.jsonl (prompt/completion) · 20 rows: 16 for training, 4 held 
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ("\ufeff" + lines(*GOOD), [ALL]),
         (lines(*GOOD).replace("\n", "\r\n"), [ALL]),
@@ -321,11 +321,11 @@ ALL = "data: rows.jsonl (prompt/completion) · 20 rows: 16 for training, 4 held 
     ],
     ids=["BOM", "CRLF", "blank lines", "no last line break", "duplicates", "empty texts", "too long", "100 MB"],
 )
-def test_what_is_legitimate_is_read_and_counted(neft: Neft, llama: Path, content: Content, said: list[str]) -> None:
-    assert inspected(neft, llama, content) == said
+def test_data_inspect_counts_rows(neft: Neft, llama: Path, content: Content, expected: list[str]) -> None:
+    assert inspected(neft, llama, content) == expected
 
 
-def test_what_is_not_read_is_told(neft: Neft, llama: Path) -> None:
+def test_data_inspect_notes_unread_columns(neft: Neft, llama: Path) -> None:
     """Columns and keys of any row, with the number of rows; and what a conversation loses."""
     chat = [QUESTION | {"emotion": "calm"}, ANSWER | {"emotion": "glad"}, {"role": "tool", "content": "x"}]
     rows = [{"messages": [QUESTION | {"content": f"q{number}"}, ANSWER]} for number in range(19)]
@@ -338,14 +338,14 @@ def test_what_is_not_read_is_told(neft: Neft, llama: Path) -> None:
     ]
 
 
-def test_a_special_token_inside_text_is_told(neft: Neft, llama: Path) -> None:
+def test_data_inspect_notes_special_tokens(neft: Neft, llama: Path) -> None:
     special = lines(*GOOD, {"prompt": "say </s> twice", "completion": "</s></s>, that is"})
     assert inspected(neft, llama, special)[-1] == (
         "note: 1 row (rows.jsonl, line 21) holds a special token as text: tokenized as ordinary characters"
     )
 
 
-def test_rows_without_a_token_with_loss_are_refused(neft: Neft, llama: Path) -> None:
+def test_data_inspect_rejects_rows_without_loss(neft: Neft, llama: Path) -> None:
     """Every label masked: what others train on with a loss of 0.0."""
     lay({"rows.jsonl": lines(*({"prompt": "x" * 3000, "completion": "a"} for _ in range(9)))})
     result = neft("data", "inspect", "--model", llama, "--dataset", "rows.jsonl")

@@ -56,7 +56,7 @@ HARMLESS = {
 """All at once: a local folder needs nothing of these."""
 
 
-def require_told(result: Result) -> None:
+def require_no_traceback(result: Result) -> None:
     """Checks what every ending promises, but for its code."""
     shown = result.out + result.err
     assert "bug of neft" not in shown
@@ -66,20 +66,20 @@ def require_told(result: Result) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
-def test_environment_invalid_variable_is_named(name: str, rows_file: Path, tmp_path: Path) -> None:
+def test_train_names_an_invalid_variable(name: str, rows_file: Path, tmp_path: Path) -> None:
     given, variable = REFUSED[name]
     result = neft_process(*HUB, "--dataset", rows_file, cwd=tmp_path, **given)
-    require_told(result)
+    require_no_traceback(result)
     assert result.code == 2
     assert variable in result.err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["model", "data"])
-def test_socks_proxy_without_its_package(source: str, quick: list[str], tmp_path: Path) -> None:
-    typed = ["--model", "owner/model"] if source == "model" else ["--dataset", "owner/rows"]
-    result = neft_process(*quick, *typed, cwd=tmp_path, **ONLINE, ALL_PROXY="socks5://127.0.0.1:9")
-    require_told(result)
+def test_train_socks_proxy_without_its_package(source: str, quick: list[str], tmp_path: Path) -> None:
+    arguments = ["--model", "owner/model"] if source == "model" else ["--dataset", "owner/rows"]
+    result = neft_process(*quick, *arguments, cwd=tmp_path, **ONLINE, ALL_PROXY="socks5://127.0.0.1:9")
+    require_no_traceback(result)
     assert result.code == 2
     assert "ALL_PROXY=socks5://127.0.0.1:9" in " ".join(result.err.split())
 
@@ -99,7 +99,7 @@ def test_train_is_bit_identical_in_any_environment(quick: list[str], tmp_path: P
     plain = neft_process(*quick, cwd=tmp_path)
     other = neft_process(*quick, cwd=tmp_path, **variables)
     for result in (plain, other):
-        require_told(result)
+        require_no_traceback(result)
         assert result.code == 0, result.err
     records = [json.loads((tmp_path / "runs" / run / "run.json").read_text()) for run in ("tiny-a5-s0", "tiny-a5-s0-2")]
     assert records[0]["weights_sha256"] == records[1]["weights_sha256"]
@@ -112,14 +112,14 @@ def test_train_is_bit_identical_in_any_environment(quick: list[str], tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
-def test_terminal_encodings(encoding: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_data_inspect_terminal_encodings(encoding: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """Every byte is of the encoding, and what it doesn't hold is escaped."""
     rows = [{"prompt": f"Größe {number}? 你好", "completion": "Köln · 🙂"} for number in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    typed = ["data", "inspect", "--model", str(tiny_folder("llama")), "--dataset", "rows.jsonl"]
+    arguments = ["data", "inspect", "--model", str(tiny_folder("llama")), "--dataset", "rows.jsonl"]
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
     for more in ([], ["--json"]):
-        command = [sys.executable, "-m", "neftcli", *typed, *more]
+        command = [sys.executable, "-m", "neftcli", *arguments, *more]
         done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
         assert done.returncode == 0, done.stderr
         shown = done.stdout.decode(encoding)
@@ -132,7 +132,7 @@ def test_terminal_encodings(encoding: str, tiny_folder: Callable[[str], Path], t
 
 
 @pytest.mark.slow
-def test_train_user_without_home(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
+def test_train_user_without_a_home(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
     """What needs the cache names it; a local folder trains, and leaves no folder called ~."""
     if os.getuid() or shutil.which("setpriv") is None:
         pytest.skip("only root can become somebody without a home")
@@ -147,21 +147,21 @@ def test_train_user_without_home(tiny_folder: Callable[[str], Path], rows_file: 
         without = {name: value for name, value in os.environ.items() if name not in ("HOME", "NEFT_CACHE")}
         program = [*become, sys.executable, "-m", "neftcli"]
 
-        def run(*typed: str) -> Result:
+        def run(*arguments: str) -> Result:
             done = subprocess.run(
-                [*program, *typed], capture_output=True, text=True, cwd=place, env=without, check=False
+                [*program, *arguments], capture_output=True, text=True, cwd=place, env=without, check=False
             )
             return Result(done.returncode, done.stdout, done.stderr)
 
         if run("--version").code:
             pytest.skip("this Python is closed to others")
         refused = run("models", "smollm2-135m")
-        require_told(refused)
+        require_no_traceback(refused)
         if refused.code:  # the package that carries the model is installed
             assert refused.code == 2
             assert "NEFT_CACHE=FOLDER" in refused.err
         trained = run(*quick_arguments(Path("tiny"), Path("rows.jsonl"), Path("runs")), "--quiet")
-        require_told(trained)
+        require_no_traceback(trained)
         assert trained.code == 0, trained.err
         assert not (place / "~").exists()
         (place / "closed").mkdir(mode=0o700)

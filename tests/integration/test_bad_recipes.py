@@ -258,7 +258,7 @@ def test_alphas_in_brackets(neft: Neft) -> None:
     ],
     ids=lambda arguments: ascii(" ".join(arguments)),
 )
-def test_command_in_its_own_process_rejects_the_same_way(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_neft_process_rejects_the_same_way(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """With bytes on the command line that are no text, too, as a shell hands them over."""
     (tmp_path / "r.yaml").write_text("about: !!python/object/apply:os.system ['touch hacked']\n")
     (tmp_path / "rows.jsonl").write_text(ROWS)

@@ -1,6 +1,6 @@
-"""The command line's manners: what is loaded, what is refused and in which words, and how it ends.
+"""The command line: imported modules, errors, output and exit codes.
 
-Oracles: the modules that the interpreter itself lists, and messages written out in full.
+Oracles: the interpreter's own list of modules, and exact messages.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "nump
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
-def test_quick_commands_load_no_heavy_library(arguments: list[str], code: int, tmp_path: Path) -> None:
+def test_main_quick_commands_load_no_heavy_library(arguments: list[str], code: int, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
     script = (
         "import sys\nfrom neftcli.cli.main import main\nsys.argv = ['neft', *sys.argv[1:]]\n"
@@ -54,7 +54,7 @@ def test_quick_commands_load_no_heavy_library(arguments: list[str], code: int, t
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["train", "--help"], ["eval", "-h"], ["recipes", "--help"]])
 def test_help_loads_only_what_it_shows(arguments: list[str], tmp_path: Path) -> None:
-    """Neither what checks recipes nor what draws; `benchmarks/startup.py` has the times."""
+    """Help loads neither pydantic nor rich nor ruamel; `benchmarks/startup.py` has the times."""
     script = (
         "import sys\nfrom neftcli.cli.main import main\nsys.argv = ['neft', *sys.argv[1:]]\n"
         "try:\n    main()\nfinally:\n    print(sorted({'pydantic', 'rich.console', 'ruamel.yaml'} & set(sys.modules)))"
@@ -71,7 +71,7 @@ def test_models_prints_what_transformers_loads(neft: Neft, tiny_folder: Callable
 
 
 def test_usage_error_is_the_base_of_typers_errors() -> None:
-    """They are not exported; a newer typer that has them elsewhere is found here."""
+    """Typer doesn't export its errors; this fails if a newer version moves them."""
     from neftcli.cli.main import UsageError, app
 
     for arguments, kind in ((["train", "--zzz"], "NoSuchOption"), (["nope"], "UsageError"), ([], "NoArgsIsHelpError")):
@@ -80,7 +80,7 @@ def test_usage_error_is_the_base_of_typers_errors() -> None:
         assert type(caught.value).__name__ == kind
 
 
-def test_groups_alone_show_their_help(neft: Neft) -> None:
+def test_main_groups_alone_show_their_help(neft: Neft) -> None:
     for arguments in ([], ["data"]):
         result = neft(*arguments)
         assert (result.code, result.out) == (2, "")
@@ -124,8 +124,8 @@ def test_train_rejects_an_alpha_that_is_not_a_number(neft: Neft, alpha: str) -> 
 @pytest.mark.parametrize(
     ("flag", "message"), [("--alpha=five", "--alpha: neftune.alpha"), ("--alfa=5", "neft train: ")]
 )
-def test_json_has_an_error_event(neft: Neft, flag: str, message: str) -> None:
-    """With the parts that stderr shows; for usage errors as well."""
+def test_train_json_error_event(neft: Neft, flag: str, message: str) -> None:
+    """The event has the parts of the message on stderr, for usage errors as well."""
     result = neft("train", flag, "--json")
     [event] = events(result.out)
     assert (event["event"], event["schema_version"], event["exit_code"], result.code) == ("error", 1, 2, 2)
@@ -152,7 +152,7 @@ def test_train_rejects_a_name_outside_the_folder(neft: Neft, quick: list[str], n
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
 
 
-def test_debug_shows_the_traceback() -> None:
+def test_train_debug_shows_the_traceback() -> None:
     quiet = neft_process("train", "--alpha", "-1")
     loud = neft_process("train", "--alpha", "-1", "--debug")
     assert "Traceback" not in quiet.err
@@ -208,21 +208,21 @@ def test_data_inspect_marks_answers_and_their_stop_token(neft: Neft, quick: list
 
 
 def test_data_inspect_writes_a_page(neft: Neft, quick: list[str], tmp_path: Path) -> None:
-    """With the rows on it, and none in the lines; never over a file of another kind."""
-    told = neft("data", "inspect", *quick[1:5], "--rows", "2", "--html", tmp_path / "rows.html").out
+    """The rows are on the page instead of in the lines; a file of a different kind is never overwritten."""
+    output = neft("data", "inspect", *quick[1:5], "--rows", "2", "--html", tmp_path / "rows.html").out
     html = (tmp_path / "rows.html").read_text()
-    assert told.splitlines()[-1] == f"page: 2 rows in {tmp_path / 'rows.html'}"
-    assert (html.count("<h2>"), "LOSS" in told) == (2, False)
+    assert output.splitlines()[-1] == f"page: 2 rows in {tmp_path / 'rows.html'}"
+    assert (html.count("<h2>"), "LOSS" in output) == (2, False)
     rows = Path(quick[4])
     before = rows.read_bytes()
-    refused = neft("data", "inspect", *quick[1:5], "--html", rows)
-    assert (refused.code, refused.out) == (2, "")
-    assert refused.err.startswith("--html: this file exists and is not a page of neft, so it is not overwritten\n")
+    rejected = neft("data", "inspect", *quick[1:5], "--html", rows)
+    assert (rejected.code, rejected.out) == (2, "")
+    assert rejected.err.startswith("--html: this file exists and is not a page of neft, so it is not overwritten\n")
     assert rows.read_bytes() == before
 
 
-def ended(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """A process that runs `script` beside the command line's `command` and `main`."""
+def run_script(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process, with the command line's `command` and `main`."""
     begin = "import sys\nfrom neftcli.cli import main as module\nfrom neftcli.cli.main import command, main\n"
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.run([sys.executable, "-c", begin + script, *arguments], text=True, check=False, **options)
@@ -235,8 +235,8 @@ def test_command_ends_without_teardown_after_registered_functions() -> None:
         "def run():\n    atexit.register(print, 'registered'); main()\n"
         "module.main = run; apart = Apart()\n{}()"
     )
-    assert ended(script.format("command"), "--version").stdout.splitlines()[1:] == ["registered"]
-    assert ended(script.format("run"), "--version").stdout.splitlines()[1:] == ["registered", "apart"]
+    assert run_script(script.format("command"), "--version").stdout.splitlines()[1:] == ["registered"]
+    assert run_script(script.format("run"), "--version").stdout.splitlines()[1:] == ["registered", "apart"]
 
 
 @pytest.mark.parametrize(
@@ -250,20 +250,20 @@ def test_command_ends_without_teardown_after_registered_functions() -> None:
     ],
 )
 def test_command_exits_with_the_code_of_python(main: str, code: int) -> None:
-    assert ended(f"def run(): {main}\nmodule.main = run; command()").returncode == code
+    assert run_script(f"def run(): {main}\nmodule.main = run; command()").returncode == code
 
 
 def test_main_leaves_the_exit_code_to_its_caller() -> None:
-    assert ended("try: main()\nexcept SystemExit: sys.exit(3)", "--version").returncode == 3
+    assert run_script("try: main()\nexcept SystemExit: sys.exit(3)", "--version").returncode == 3
 
 
 def test_command_fails_if_output_cannot_be_written() -> None:
     script = "def run(): print('x', end=''); sys.exit(0)\nmodule.main = run; command()"
     with Path("/dev/full").open("w") as full:
-        done = ended(script, stdout=full)
+        done = run_script(script, stdout=full)
     assert done.returncode != 0
     assert "No space left" in done.stderr
-    assert ended(script.replace("run():", "run(): sys.stdout.close();")).returncode != 0
+    assert run_script(script.replace("run():", "run(): sys.stdout.close();")).returncode != 0
 
 
 @pytest.mark.parametrize(("arguments", "code"), [("models", 0), ("eval nosuch", 2), ("train --alpha five", 2)])

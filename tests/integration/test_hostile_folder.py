@@ -100,32 +100,32 @@ def test_hostile_modules_leave_marks(tiny_folder: Callable[[str], Path], tmp_pat
 
 
 @pytest.mark.slow
-def test_commands_that_answer_at_once_import_nothing_hostile(hostile: Hostile, rows_file: Path) -> None:
+def test_quick_commands_import_nothing_hostile(hostile: Hostile, rows_file: Path) -> None:
     assert "smollm2" in hostile.neft("models")
     assert "quickstart" in hostile.neft("recipes")
     hostile.neft("data", "inspect", "--dataset", rows_file)
 
 
 @pytest.mark.slow
-def test_processes_and_evaluations_import_nothing_hostile(hostile: Hostile, quick: list[str]) -> None:
+def test_train_and_eval_import_nothing_hostile(hostile: Hostile, quick: list[str]) -> None:
     """Two processes that train; then the run's own folders are hostile, too."""
     hostile.neft(*quick, "--processes", "2")
     [run] = (hostile.folder / "runs").iterdir()
     hostile.spoil(run)
     hostile.spoil(run / "model")
-    said = hostile.neft("eval", run.name, "--tasks", "fruit.yaml", "--json")
-    assert any("fruit" in json.dumps(json.loads(line)) for line in said.splitlines())
+    output = hostile.neft("eval", run.name, "--tasks", "fruit.yaml", "--json")
+    assert any("fruit" in json.dumps(json.loads(line)) for line in output.splitlines())
 
 
 @pytest.mark.slow
-def test_spawned_workers_import_nothing_hostile(hostile: Hostile, quick: list[str]) -> None:
+def test_sweep_alpha_dry_run_imports_nothing_hostile(hostile: Hostile, quick: list[str]) -> None:
     """Those of a dry run, which are those of a sweep, with multiprocessing's resource tracker."""
     hostile.neft("sweep-alpha", *quick[1:], "--alphas", "0,5", "--seeds", "1", "--dry-run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_sweeps_import_nothing_hostile(engine: str, hostile: Hostile, quick: list[str]) -> None:
+def test_sweep_alpha_imports_nothing_hostile(engine: str, hostile: Hostile, quick: list[str]) -> None:
     sweep = ("sweep-alpha", *quick[1:], "--alphas", "0,5", "--seeds", "1", "--set", f"name={engine}")
     hostile.neft(*sweep, "--engine", engine)
 

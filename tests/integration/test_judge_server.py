@@ -90,7 +90,7 @@ def server(model: Path, tmp_path: Path) -> Iterator[RealServer]:
         running.stop()
 
 
-def test_a_real_server_judges_and_is_not_asked_twice(server: RealServer, model: Path, tmp_path: Path) -> None:
+def test_judge_pairs_with_a_real_server(server: RealServer, model: Path, tmp_path: Path) -> None:
     """Two pairs in both orders, a tie that costs nothing; then the same without a server; then the server is missed."""
     cache = tmp_path / "replies.jsonl"
     settings = Judge(base_url=f"{server.url}/v1", model=str(model), concurrency=2, timeout=120, max_retries=1)
@@ -115,7 +115,7 @@ def test_a_real_server_judges_and_is_not_asked_twice(server: RealServer, model: 
         judge_pairs([*PAIRS, AnswerPair("New?", "a", "b")], settings, cache, lambda done, total: None)
 
 
-def test_a_real_server_refuses_another_model(server: RealServer, tmp_path: Path) -> None:
+def test_judge_pairs_real_server_rejects_a_different_model(server: RealServer, tmp_path: Path) -> None:
     """It serves one model; the refusal is quoted and comes at once."""
     settings = Judge(base_url=f"{server.url}/v1", model="somebody/else", timeout=120, max_retries=0)
     with pytest.raises(JudgeError, match="0 of 4 questions are answered") as caught:

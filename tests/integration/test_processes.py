@@ -40,7 +40,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def typed(tiny_folder: Callable[[str], Path], rows_file: Path) -> list[str]:
+def arguments(tiny_folder: Callable[[str], Path], rows_file: Path) -> list[str]:
     """What all runs here are given: two epochs of 48 rows."""
     sets = {
         "data.max_rows": 53,
@@ -66,8 +66,8 @@ def with_sets(sets: dict[str, Any]) -> list[str]:
 def begin(folder: Path, *command: str) -> subprocess.Popen[bytes]:
     """Starts a command in `folder`, where `said` keeps what it says."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with (folder / "said").open("w") as said:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
+    with (folder / "said").open("w") as output:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
 
 
 def end(folder: Path, process: subprocess.Popen[bytes]) -> tuple[int, str]:
@@ -103,11 +103,13 @@ def require_gone(processes: list[psutil.Process]) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(typed: list[str], tmp_path: Path) -> None:
+def test_train_two_processes_equal_twice_the_batch(arguments: list[str], tmp_path: Path) -> None:
     """Without noise, whose draws are each process's own; up to the order of floating-point sums."""
     sets = with_sets({"neftune.alpha": 0, "training.batching": "padded"})
-    assert do(tmp_path, *NEFT, *typed, *sets, "--processes", "2", "--name", "two")[0] == 0
-    assert do(tmp_path, *NEFT, *typed, *sets, "--set=training.per_device_train_batch_size=4", "--name", "one")[0] == 0
+    assert do(tmp_path, *NEFT, *arguments, *sets, "--processes", "2", "--name", "two")[0] == 0
+    assert (
+        do(tmp_path, *NEFT, *arguments, *sets, "--set=training.per_device_train_batch_size=4", "--name", "one")[0] == 0
+    )
     two, one = (run_result(tmp_path / "runs" / f"{name}-a0-s0")[1] for name in ("two", "one"))
     assert [line.keys() for line in two] == [line.keys() for line in one]
     for line, other in zip(two[:-1], one[:-1], strict=True):  # the last is the answers
@@ -118,15 +120,15 @@ def test_two_processes_equal_one_with_twice_the_batch(typed: list[str], tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [pytest.param(mode, marks=[pytest.mark.slow] * ("three" in mode)) for mode in MODES])
-def test_killed_processes_resume_bit_identically(mode: str, typed: list[str], tmp_path: Path) -> None:
+def test_train_killed_processes_resume_bit_identically(mode: str, arguments: list[str], tmp_path: Path) -> None:
     """In the second epoch, whose order is another than the first one's."""
     number = "3" if "three" in mode else "2"
-    command = [*NEFT, *typed, *with_sets(MODES[mode])]
+    command = [*NEFT, *arguments, *with_sets(MODES[mode])]
     if "torchrun" in mode:
-        code, said = do(tmp_path, *TORCHRUN, number, *command, "--name", "whole")
+        code, output = do(tmp_path, *TORCHRUN, number, *command, "--name", "whole")
     else:
-        code, said = do(tmp_path, *command, "--name", "whole", "--processes", number)
-    assert code == 0, said
+        code, output = do(tmp_path, *command, "--name", "whole", "--processes", number)
+    assert code == 0, output
     broken = tmp_path / "runs" / "broken-a5-s0"
     steps = json.loads((tmp_path / "runs" / "whole-a5-s0" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     process = begin(tmp_path, *command, "--name", "broken", "--processes", number, "--save-steps", "1")
@@ -141,47 +143,49 @@ def test_killed_processes_resume_bit_identically(mode: str, typed: list[str], tm
     assert checkpoint.step > steps // 2
     assert checkpoint.manifest["processes"] == int(number)
     assert {f"rng_state_{rank}.pth" for rank in range(int(number))} <= checkpoint.manifest["files"].keys()
-    code, said = do(tmp_path, *NEFT, "train", "--resume", str(broken))
-    assert code == 0, said
+    code, output = do(tmp_path, *NEFT, "train", "--resume", str(broken))
+    assert code == 0, output
     assert run_result(broken) == run_result(tmp_path / "runs" / "whole-a5-s0")
 
 
 @pytest.mark.slow
-def test_processes_signals_faults_and_wrong_numbers(typed: list[str], tmp_path: Path) -> None:
+def test_train_processes_signals_and_failures(arguments: list[str], tmp_path: Path) -> None:
     """One run, stopped by SIGTERM, then by the death of its other process, and never gone on with by another number."""
     run = tmp_path / "runs" / "run-a5-s0"
     again = [*NEFT, "train", "--resume", str(run)]
-    long = [*typed, "--set=training.num_train_epochs=500", "--name", "run", "--processes", "2"]
+    long = [*arguments, "--set=training.num_train_epochs=500", "--name", "run", "--processes", "2"]
 
     process = begin(tmp_path, *NEFT, *long)
     wait_for_update(run, process, 4)
     rest = others(process)
     rest[0].send_signal(signal.SIGTERM)  # only the first one decides
     process.send_signal(signal.SIGTERM)
-    code, said = end(tmp_path, process)
-    assert code == 75, said
-    assert f"is saved, after step {verify_newest(run)}" in said
-    assert f"neft train --resume {run.relative_to(tmp_path)}\n" in said
+    code, output = end(tmp_path, process)
+    assert code == 75, output
+    assert f"is saved, after step {verify_newest(run)}" in output
+    assert f"neft train --resume {run.relative_to(tmp_path)}\n" in output
     require_gone(rest)
 
     for accepted in ([], ["--accept-changes"]):
-        code, said = do(tmp_path, *again, "--processes", "3", *accepted)
+        code, output = do(tmp_path, *again, "--processes", "3", *accepted)
         assert code == 2
-        assert "training.processes differs" in said
-        assert f"got      3 (checkpoint-{verify_newest(run)}: 2)" in said
+        assert "training.processes differs" in output
+        assert f"got      3 (checkpoint-{verify_newest(run)}: 2)" in output
 
     process = begin(tmp_path, *again)
     wait_for_update(run, process, verify_newest(run) + 4)
     rest = others(process)
     rest[0].kill()
-    code, said = end(tmp_path, process)
+    code, output = end(tmp_path, process)
     assert code == 1
     step = verify_newest(run)
-    assert f"another of the 2 processes ended; {run}/checkpoints/checkpoint-{step} is saved, after step {step}" in said
+    assert (
+        f"another of the 2 processes ended; {run}/checkpoints/checkpoint-{step} is saved, after step {step}" in output
+    )
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "failed"
     assert record["error"].startswith("ProcessLostError: another of the 2 processes ended")
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     require_gone(rest)
 
 
@@ -201,25 +205,25 @@ PHASES = (
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["the first", "another"])
 @pytest.mark.parametrize("phase", [pytest.param(phase, marks=[pytest.mark.slow] * (phase != FAST)) for phase in PHASES])
-def test_processes_killed_in_a_phase(phase: str, which: str, typed: list[str], tmp_path: Path) -> None:
+def test_train_processes_killed_in_a_phase(phase: str, which: str, arguments: list[str], tmp_path: Path) -> None:
     """All end; then the run resumes, or the same command begins it if it had no folder yet."""
     sets = ["--processes", "2", "--set=training.num_train_epochs=1", "--save-steps", "4"]
-    command = [*NEFT, *[word for word in typed if word != "--quiet"], *sets, "--json", "--name"]
-    code, said = do(tmp_path, *command, "whole")
-    assert code == 0, said
+    command = [*NEFT, *[word for word in arguments if word != "--quiet"], *sets, "--json", "--name"]
+    code, output = do(tmp_path, *command, "whole")
+    assert code == 0, output
     process = begin(tmp_path, *command, "run")
     while process.poll() is None and f'"phase": "{phase}"' not in (tmp_path / "said").read_text():
         time.sleep(0.005)
     rest = others(process)
     (process if which == "the first" else rest[0]).kill()
-    code, said = end(tmp_path, process)
-    assert code == (-signal.SIGKILL if which == "the first" else 1), said
-    assert "Traceback" not in said
+    code, output = end(tmp_path, process)
+    assert code == (-signal.SIGKILL if which == "the first" else 1), output
+    assert "Traceback" not in output
     require_gone(rest)
     run = tmp_path / "runs" / "run-a5-s0"
     again = [*NEFT, "train", "--resume", str(run)] if run.is_dir() else [*command, "run"]
-    code, said = do(tmp_path, *again)
-    assert code == 0, said
+    code, output = do(tmp_path, *again)
+    assert code == 0, output
     assert run_result(run) == run_result(tmp_path / "runs" / "whole-a5-s0")
 
 
@@ -236,7 +240,7 @@ def verify_newest(run: Path) -> int:
         (["train", "--processes", "3"], "a launcher has started a different number of processes"),
     ],
 )
-def test_launcher_rejected_by_other_commands(
+def test_main_rejects_a_launcher(
     neft: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, command: list[str], told: str
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -247,8 +251,8 @@ def test_launcher_rejected_by_other_commands(
 
 
 @pytest.mark.slow
-def test_processes_report_an_error_once(typed: list[str], tmp_path: Path) -> None:
-    code, said = do(tmp_path, *TORCHRUN, "2", *NEFT, *typed, "--dataset", "nothere.jsonl")
+def test_train_processes_report_an_error_once(arguments: list[str], tmp_path: Path) -> None:
+    code, output = do(tmp_path, *TORCHRUN, "2", *NEFT, *arguments, "--dataset", "nothere.jsonl")
     assert code == 1  # torchrun's own, whatever its processes end with
-    assert said.count("no such file or folder") == 1
+    assert output.count("no such file or folder") == 1
     assert not (tmp_path / "runs").exists()

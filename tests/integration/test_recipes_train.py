@@ -27,7 +27,7 @@ LAYOUTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", catalog.list_recipes())
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # bitsandbytes 0.50
-def test_a_recipe_trains(
+def test_train_each_recipe(
     neft: Callable[..., Result], tiny_folder: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
     recipe = load_recipe(name)

@@ -15,7 +15,7 @@ import pytest
 from tests.killed_runs import Killer, run_result, run_training
 
 pytestmark = pytest.mark.slow
-BASIS: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "name": "run",
     "data.max_rows": 48,
     "data.held_out_rows": 6,
@@ -31,8 +31,8 @@ BASIS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("method", [{}, {"adapter.type": "lora", "adapter.lora_dropout": 0.1}])
-def test_a_killed_run_of_the_real_model_goes_on_to_the_same_bits(method: dict[str, Any], tmp_path: Path) -> None:
-    settings = {**BASIS, **method}
+def test_resume_killed_run_of_smollm2_bit_identical(method: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**SETTINGS, **method}
     assert run_training(settings, tmp_path / "whole") == 0
     broken = tmp_path / "broken" / "run-a5-s0"
     first, second = sorted(random.Random(str(method)).sample(range(4, 11), 2))  # noqa: S311

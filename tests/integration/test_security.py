@@ -457,7 +457,7 @@ def test_files_are_not_writable_by_all(tiny_folder: Callable[[str], Path], rows_
 
 
 @pytest.mark.slow
-def test_failed_evaluation_removes_only_its_own_files(
+def test_eval_failed_start_removes_only_its_own_files(
     runs: Path, tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither what somebody put beside it nor what a link leads to."""

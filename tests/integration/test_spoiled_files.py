@@ -1,7 +1,7 @@
-"""Files of runs, sweeps and models that somebody else changed.
+"""Damaged files of runs, sweeps and models.
 
-Property: whatever a JSON file holds, no command ends as a bug of neft, and none shows a traceback. The files are real
-ones of a tiny model; hypothesis deletes, renames, retypes, nests, truncates and repeats parts of them.
+Property: for any content of a JSON file, no command reports a bug of neft or shows a traceback. The files are those of
+a tiny model; hypothesis deletes, renames, retypes, nests, truncates and repeats parts of them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from hypothesis import strategies as st
 from neftcli.runs.checkpoints import MANIFEST, TRAINER_STATE, Checkpoints
 from tests.conftest import call_neft, quick_arguments
 
-EXAMPLES = {"sweep": 5}  # each trains a cell again
-MOST = 25
+EXAMPLES_OF_A_KIND = {"sweep": 5}  # each trains a cell again
+MAX_EXAMPLES = 25
 VALUES: list[Any] = [None, True, -1, 0, 10**30, 1.5, "", "x", [], {}, [None], {"a": 1}, [[[]]]]
 TEXTS = [b"", b"[]", b"null", b"NaN", b'"x"', b"{", b"\xff\xfe{}", b"[" * 20_000, b'{"a":' * 20_000]
 
 
 @st.composite
-def changed(draw: st.DrawFn, value: Any) -> Any:
-    """A JSON value with a change somewhere in it."""
+def changed_values(draw: st.DrawFn, value: Any) -> Any:
+    """Draw a JSON value with a change somewhere in it."""
     keys: list[Any] = list(value) if isinstance(value, dict) else []
     if isinstance(value, list):
         keys = list(range(len(value)))
@@ -44,13 +44,13 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
     elif change == "rename" and isinstance(copy, dict):
         copy[f"{key}x"] = copy.pop(key)
     else:
-        copy[key] = draw(changed(value[key]))
+        copy[key] = draw(changed_values(value[key]))
     return copy
 
 
 @st.composite
-def spoiled(draw: st.DrawFn, content: bytes) -> bytes:
-    """A JSON or JSON lines file that was changed."""
+def damaged_files(draw: st.DrawFn, content: bytes) -> bytes:
+    """Draw a changed JSON or JSON lines file."""
     kind = draw(st.sampled_from(["text", "cut", "repeat", "change", "change", "change", "change"]))
     if kind == "text":
         return draw(st.sampled_from(TEXTS))
@@ -65,49 +65,49 @@ def spoiled(draw: st.DrawFn, content: bytes) -> bytes:
             key = draw(st.sampled_from(sorted(whole)))
             again = f", {json.dumps(key)}: {json.dumps(draw(st.sampled_from(VALUES)))}}}"
             return content.rstrip()[:-1] + again.encode()
-        return json.dumps(draw(changed(whole))).encode()
-    place = draw(st.integers(0, len(values) - 1))
+        return json.dumps(draw(changed_values(whole))).encode()
+    index = draw(st.integers(0, len(values) - 1))
     if kind == "repeat":
-        values.append(values[place])
+        values.append(values[index])
     else:
-        values[place] = draw(changed(values[place]))
+        values[index] = draw(changed_values(values[index]))
     return "".join(f"{json.dumps(value)}\n" for value in values).encode()
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, a run of full tuning and one of LoRA, a sweep, and a run that was stopped at step 2."""
+    """Return a folder with a model, a full run and one with LoRA, a sweep, and a run that was stopped at step 2."""
     root = tmp_path_factory.mktemp("spoiled")
     shutil.copytree(tiny_folder("llama"), root / "model")
-    basis = [*quick_arguments(root / "model", rows_file, root / "runs"), "--set", "checkpoints.save_steps=2"]
+    arguments = [*quick_arguments(root / "model", rows_file, root / "runs"), "--set", "checkpoints.save_steps=2"]
     with chdir(root):
         commands: list[Sequence[object]] = [
-            basis,
-            [*basis, "--lora", "--set", "name=lora"],
-            ["sweep-alpha", *basis[1:], "--alphas", "0,5", "--seeds", "2"],
-            ["eval", "runs/tiny-a5-s0", *SHORT],
+            arguments,
+            [*arguments, "--lora", "--set", "name=lora"],
+            ["sweep-alpha", *arguments[1:], "--alphas", "0,5", "--seeds", "2"],
+            ["eval", "runs/tiny-a5-s0", *EVAL_OPTIONS],
         ]
         for command in commands:
             result = call_neft(*command)
             assert result.code == 0, result.err
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(Checkpoints, "publish", publish_and_stop)
-            assert call_neft(*basis, "--set", "name=stopped").code == 75
+            assert call_neft(*arguments, "--set", "name=stopped").code == 75
     return root
 
 
 def publish_and_stop(checkpoints: Checkpoints, step: int, facts: Mapping[str, Any]) -> None:
-    """Publishes a checkpoint, and asks the run to stop."""
+    """Publish a checkpoint, and ask the run to stop."""
     publish(checkpoints, step, facts)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 publish = Checkpoints.publish
-SHORT = ("--no-base", "--set", "evaluation.generation.max_new_tokens=4")
+EVAL_OPTIONS = ("--no-base", "--set", "evaluation.generation.max_new_tokens=4")
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "run": (
         ("run.json", "metrics.jsonl", "evaluation/*.jsonl", "model/*config.json"),
-        ("eval", "runs/tiny-a5-s0", *SHORT),
+        ("eval", "runs/tiny-a5-s0", *EVAL_OPTIONS),
     ),
     "adapter": (
         ("run.json", "model/adapter_config.json", "model/tokenizer_config.json"),
@@ -137,14 +137,14 @@ FOLDERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_file_is_no_fault_of_neft(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_commands_report_damaged_files(kind: str, folder: Path, tmp_path: Path) -> None:
     names, command = KINDS[kind]
-    place, kept = folder / FOLDERS[kind], tmp_path / "kept"
-    shutil.copytree(place, kept, symlinks=True)
-    files = sorted({file.relative_to(kept) for name in names for file in kept.glob(name)})
+    target, original = folder / FOLDERS[kind], tmp_path / "kept"
+    shutil.copytree(target, original, symlinks=True)
+    files = sorted({file.relative_to(original) for name in names for file in original.glob(name)})
 
     @settings(
-        max_examples=EXAMPLES.get(kind, MOST),
+        max_examples=EXAMPLES_OF_A_KIND.get(kind, MAX_EXAMPLES),
         deadline=None,
         derandomize=True,
         database=None,
@@ -152,11 +152,11 @@ def test_damaged_file_is_no_fault_of_neft(kind: str, folder: Path, tmp_path: Pat
         suppress_health_check=[*HealthCheck],
     )
     @given(data=st.data())
-    def spoil(data: st.DataObject) -> None:
-        shutil.rmtree(place)
-        shutil.copytree(kept, place, symlinks=True)
-        file = place / data.draw(st.sampled_from(files))
-        content = data.draw(spoiled(file.read_bytes()))
+    def damage_a_file(data: st.DataObject) -> None:
+        shutil.rmtree(target)
+        shutil.copytree(original, target, symlinks=True)
+        file = target / data.draw(st.sampled_from(files))
+        content = data.draw(damaged_files(file.read_bytes()))
         file.write_bytes(content)
         if file.name == MANIFEST and data.draw(st.booleans()):
             seal(file.parent)
@@ -165,9 +165,9 @@ def test_damaged_file_is_no_fault_of_neft(kind: str, folder: Path, tmp_path: Pat
         assert "Traceback" not in result.err, (file, content[:2000], result.err)
 
     with chdir(folder):
-        unspoiled = call_neft(*command)
-        assert unspoiled.code == 0, unspoiled.err  # else nothing would be read
-        spoil()
+        undamaged = call_neft(*command)
+        assert undamaged.code == 0, undamaged.err  # else nothing would be read
+        damage_a_file()
 
 
 def seal(checkpoint: Path) -> None:

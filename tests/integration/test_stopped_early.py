@@ -23,9 +23,7 @@ LARGE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4,
 """With 40 layers the file has 100 MB, so its conversion takes seconds."""
 
 
-def test_sigterm_during_a_dry_run(
-    neft: Callable[..., Result], quick: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_dry_run_sigterm(neft: Callable[..., Result], quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def plan_run(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the dry run continued")
@@ -38,7 +36,7 @@ def test_sigterm_during_a_dry_run(
 
 
 @pytest.mark.slow
-def test_sigterm_during_a_gguf_conversion(rows_file: Path, tmp_path: Path) -> None:
+def test_train_gguf_conversion_sigterm(rows_file: Path, tmp_path: Path) -> None:
     file, cache = tmp_path / "large.gguf", tmp_path / "cache"
     save_tiny_gguf(file, tiny_model("llama", num_hidden_layers=40, **LARGE), tiny_tokenizer(), eot=2)
     command = [sys.executable, "-m", "neftcli", *quick_arguments(file, rows_file, tmp_path / "runs"), "--json"]

@@ -1,7 +1,6 @@
 """`neft sweep-alpha` on a tiny model, with real worker processes.
 
-Oracles: the same recipe trained by `neft train` alone, the files that a sweep must leave, and a sweep that nobody
-disturbed.
+Oracles: the same recipe trained by `neft train` alone, the files that a sweep must have, and an uninterrupted sweep.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Neft = Callable[..., Result]
 
 @pytest.fixture
 def arguments(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> list[str]:
-    """Those of a sweep into `tmp_path/runs`."""
+    """Return the arguments of a sweep into `tmp_path/runs`."""
     return sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
 
 
@@ -40,13 +39,13 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 
 def mean_loss(cells: list[dict[str, Any]]) -> float:
-    """The held-out loss over seeds and rows, in nats a token."""
+    """Return the held-out loss over seeds and rows, in nats per token."""
     losses = [cell["metrics"]["held_out_loss"] for cell in cells]
     nats, tokens = (sum(sum(loss[part]) for loss in losses) for part in ("values", "weights"))
     return float(nats / tokens)
 
 
-def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
+def test_sweep_alpha_report_and_second_run(
     neft: Neft, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = neft(*arguments, "--json")
@@ -73,7 +72,7 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     ]
     assert (folder / "best" / "run.json").is_file()
     before = hash_cells(folder)
-    # A warm worker's cells are those of `neft train` alone, also the one that came after three others.
+    # A worker's fourth cell is bit-identical to `neft train` alone.
     recipe = folder / "cells" / "tiny-a5-s1" / "recipe.yaml"
     assert neft("train", "--recipe", recipe, "--output-dir", tmp_path / "alone").code == 0
     assert weights_hash(tmp_path / "alone" / "tiny-a5-s1") == before["tiny-a5-s1"]
@@ -90,21 +89,21 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     assert again[-1]["retried"] == []
     rows = list(csv.DictReader((folder / "cells.csv").read_text().splitlines()))
     assert {(row["step"], row["total_steps"]) for row in rows} == {("3", "3")}
-    # Other options of the weights would be other cells in the same table.
+    # Different options would be different cells in the same table.
     refused = neft("sweep-alpha", folder, "--max-steps", "4")
     assert refused.code == 2
     assert "the cells of the sweep in this folder were trained differently" in refused.err
     assert "training.max_steps 4 (there 3)" in refused.err
-    dry = neft("sweep-alpha", folder, "--max-steps", "4", "--dry-run")
-    assert (dry.code, "alpha" in dry.out) == (2, False)
+    dry_run = neft("sweep-alpha", folder, "--max-steps", "4", "--dry-run")
+    assert (dry_run.code, "alpha" in dry_run.out) == (2, False)
     monkeypatch.chdir(tmp_path)
     other = events(neft("sweep-alpha", folder, "--max-steps", "4", "--name", "more", "--dry-run", "--json").out)
     assert [one["folder"] for one in other if one["event"] == "sweep.started"] == [f"{tmp_path}/runs/more-sweep"]
-    # Fewer seeds: what is left out is said.
+    # With fewer seeds, a notice lists the cells that are left out.
     fewer = events(neft("sweep-alpha", folder, "--seeds", "1", "--json").out)
     [left] = [one["message"] for one in fewer if one["event"] == "notice" and "left out" in one["message"]]
     assert "tiny-a0-s1, tiny-a5-s1" in left
-    # A model that was cut is no model any more.
+    # A truncated model counts as missing.
     [weights] = (folder / "cells" / "tiny-a5-s1" / "model").glob("*.safetensors")
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-4])
@@ -114,14 +113,14 @@ def test_a_sweep_is_trained_measured_judged_and_not_done_twice(
     assert [state["status"] for state in plan["cells"]] == ["finished", "finished", "finished", "waiting"]
     weights.write_bytes(whole)
     assert neft("eval", folder / "cells" / "tiny-a0-s0", "--no-base", "--no-answers").code == 0
-    # More seeds: the cells that are there stay.
+    # With more seeds, existing cells stay.
     more = events(neft("sweep-alpha", folder, "--seeds", "3", "--json").out)
     assert [arm["seeds"] for arm in more[-1]["arms"]] == [3, 3]
     assert hash_cells(folder).items() >= before.items()
 
 
 def worker_of(process: subprocess.Popen[str], but: int = 0) -> int:
-    """The process id of a sweep's worker that is another than `but`, which may be dead and not yet buried."""
+    """Return the process id of a sweep's worker other than `but`, which may be a zombie."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for entry in Path("/proc").iterdir():
@@ -138,10 +137,8 @@ def worker_of(process: subprocess.Popen[str], but: int = 0) -> int:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
-    neft: Neft, arguments: list[str], tmp_path: Path
-) -> None:
-    """Both by kill -9, once a cell is done; in the end all cells are those of a sweep that nobody disturbed."""
+def test_sweep_alpha_killed_worker_and_killed_sweep(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
+    """After kill -9 of a worker and of the sweep, all cells are those of an uninterrupted sweep."""
     folder = tmp_path / "runs" / "tiny-sweep"
     done = lambda: (folder / "cells" / "tiny-a0-s0" / "evaluation" / "cell.json").is_file()  # noqa: E731
     process = start_sweep([*arguments, "--json"])
@@ -157,8 +154,8 @@ def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
     assert not Path(f"/proc/{second}").exists(), "a worker outlives its sweep"
     result = neft("sweep-alpha", folder, "--json")
     assert result.code == 0, result.err
-    told = events(result.out)
-    [plan] = [event for event in told if event["event"] == "sweep.started"]
+    stream = events(result.out)
+    [plan] = [event for event in stream if event["event"] == "sweep.started"]
     assert plan["cells"][0]["status"] == "finished"
     undisturbed = tmp_path / "other"
     assert neft(*arguments, "--output-dir", undisturbed, "--set", f"output_dir={undisturbed}").code == 0
@@ -166,47 +163,45 @@ def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(
 
 
 @pytest.mark.slow
-def test_a_cell_that_is_tried_again_is_named(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
-    """In the lines, the table and the verdict; its worker is killed while it trains."""
+def test_sweep_alpha_names_a_retried_cell(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
+    """A cell whose worker was killed is named in the lines, the table and the verdict."""
     arguments = [*arguments, "--seeds", "1", "--set", "training.logging_steps=1"]
     folder = tmp_path / "runs" / "tiny-sweep"
     process = start_sweep([*arguments, "--set", "training.max_steps=60", "--json"])
     worker = worker_of(process)
     wait_for(lambda: any((folder / "cells").glob("*/metrics.jsonl")), process)
     os.kill(worker, signal.SIGKILL)
-    out, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    told = events(out)
+    out, output = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    stream = events(out)
     died = "alpha 0, seed 0 is retried: the worker that trained it died: signal 9"
-    assert [one["message"] for one in told if one["event"] == "notice" and "retried" in one["message"]] == [died]
-    assert [state["retries"] for state in told[-1]["retried"]] == [1]
+    assert [one["message"] for one in stream if one["event"] == "notice" and "retried" in one["message"]] == [died]
+    assert [state["retries"] for state in stream[-1]["retried"]] == [1]
     assert "alpha 0, seed 0 was restarted (try 2)" in (folder / "verdict.md").read_text()
     rows = csv.DictReader((folder / "cells.csv").read_text().splitlines())
     assert [(row["status"], row["retries"]) for row in rows] == [("finished", "1"), ("finished", "0")]
 
 
 @pytest.mark.slow
-def test_a_signal_to_all_while_a_worker_starts_is_no_fault_and_the_sweep_can_be_gone_on_with(
-    neft: Neft, arguments: list[str], tmp_path: Path
-) -> None:
-    """The worker imports libraries then; no cell is begun, and the command that is printed goes on."""
+def test_sweep_alpha_signal_while_a_worker_starts(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
+    """While the worker imports libraries no cell starts, and the printed command resumes."""
     arguments = [*arguments, "--seeds", "1", "--set", "sweep.answers=false"]
     folder = tmp_path / "runs" / "tiny-sweep"
     process = start_sweep(arguments)
     worker_of(process)
     os.killpg(process.pid, signal.SIGINT)
-    out, said = process.communicate(timeout=60)
-    assert process.returncode == 75, said
-    assert "Traceback" not in out + said
-    assert f"neft sweep-alpha {folder}    resumes it" in said
+    out, output = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "Traceback" not in out + output
+    assert f"neft sweep-alpha {folder}    resumes it" in output
     assert not list((folder / "cells").glob("*/metrics.jsonl"))
     assert neft("sweep-alpha", folder).code == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_behind_the_update_and_the_cell_goes_on(
-    sent: signal.Signals, neft: Neft, arguments: list[str], tmp_path: Path
+@pytest.mark.parametrize("sent_signal", [signal.SIGINT, signal.SIGTERM])
+def test_sweep_alpha_stops_after_the_step_on_a_signal(
+    sent_signal: signal.Signals, neft: Neft, arguments: list[str], tmp_path: Path
 ) -> None:
     arguments = [*arguments, "--seeds", "1", "--set", "training.logging_steps=1"]
     folder = tmp_path / "runs" / "tiny-sweep"
@@ -215,11 +210,11 @@ def test_a_signal_stops_behind_the_update_and_the_cell_goes_on(
     other = neft_process("sweep-alpha", folder)
     assert other.code == 2
     assert "another sweep is running in this folder" in other.err
-    os.killpg(process.pid, sent)
-    _, said = process.communicate(timeout=90)
+    os.killpg(process.pid, sent_signal)
+    _, output = process.communicate(timeout=90)
     assert process.returncode == 75
-    assert "2 of 2 cells are left" in said
-    assert f"neft sweep-alpha {folder}    resumes it" in said
+    assert "2 of 2 cells are left" in output
+    assert f"neft sweep-alpha {folder}    resumes it" in output
     [run] = (folder / "cells").iterdir()
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
     [checkpoint] = (run / "checkpoints").iterdir()
@@ -231,8 +226,8 @@ def test_a_signal_stops_behind_the_update_and_the_cell_goes_on(
 
 
 @pytest.mark.slow
-def test_a_failing_arm_leaves_the_others_and_an_exit_code(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
-    """A learning rate that ends in NaN; the other point of the grid is done."""
+def test_sweep_alpha_failing_arm(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
+    """If a learning rate ends in NaN, the other point of the grid is finished."""
     result = neft(*arguments, "--seeds", "1", "--grid", "training.learning_rate=1e-3,1e30", "--json")
     assert result.code == 1
     report = events(result.out)[-1]
@@ -246,7 +241,7 @@ def test_a_failing_arm_leaves_the_others_and_an_exit_code(neft: Neft, arguments:
 
 
 @pytest.mark.slow
-def test_ctrl_c_twice_stops_at_once(arguments: list[str], tmp_path: Path) -> None:
+def test_sweep_alpha_second_ctrl_c_stops_immediately(arguments: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "tiny-sweep"
     process = start_sweep([*arguments, "--set", "training.max_steps=4000"])
     wait_for(lambda: any((folder / "cells").glob("*/metrics.jsonl")), process)
@@ -254,15 +249,15 @@ def test_ctrl_c_twice_stops_at_once(arguments: list[str], tmp_path: Path) -> Non
     os.kill(process.pid, signal.SIGINT)
     time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 130, output
     assert not Path(f"/proc/{worker}").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
-def test_a_judge_and_tasks_decide_beside_the_loss(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
-    """Several metrics, corrected together; the judge is asked once for each pair and order, and never again."""
+def test_sweep_alpha_judge_and_tasks(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
+    """Several metrics decide together; the judge is asked once for each pair and order."""
     data = tmp_path / "letters.jsonl"
     rows = [{"question": f"{n} or {n + 1}?", "choices": ["a", "b"], "answer": n % 2} for n in range(20)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -284,9 +279,9 @@ def test_a_judge_and_tasks_decide_beside_the_loss(neft: Neft, arguments: list[st
         ]
         result = neft(*arguments, *extra, "--json")
         assert result.code == 0, result.err
-        asked = len(server.requests)
+        requests = len(server.requests)
         again = events(neft("sweep-alpha", tmp_path / "runs" / "tiny-sweep", "--json").out)[-1]
-        assert len(server.requests) == asked
+        assert len(server.requests) == requests
     report = events(result.out)[-1]
     assert again["arms"] == report["arms"]
     controlled = "win_rate_length_controlled"
@@ -299,14 +294,14 @@ def test_a_judge_and_tasks_decide_beside_the_loss(neft: Neft, arguments: list[st
 
 
 @pytest.mark.slow
-def test_sweep_alpha_dry_run_shows_the_cells_and_their_time_and_creates_nothing(
+def test_sweep_alpha_dry_run(
     neft: Neft,
     tiny_folder: Callable[[str], Path],
     rows_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A real forward pass, once as lines and once as JSON."""
+    """Cells and times are shown as lines and as JSON, with a real forward pass, and no file is created."""
     arguments = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs", alphas="5")
     written = tmp_path / "temporary"
     written.mkdir()
@@ -332,18 +327,18 @@ def test_sweep_alpha_dry_run_shows_the_cells_and_their_time_and_creates_nothing(
 
 
 @pytest.mark.slow
-def test_a_dry_run_refuses_a_model_that_can_not_be_used(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
+def test_sweep_alpha_dry_run_rejects_an_invalid_model(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{}")
-    dry, wet = (neft(*arguments, "--model", broken, *extra) for extra in (["--dry-run"], []))
-    assert dry.code == 2
-    assert dry.err.splitlines()[0] in wet.err
+    dry_run, wet = (neft(*arguments, "--model", broken, *extra) for extra in (["--dry-run"], []))
+    assert dry_run.code == 2
+    assert dry_run.err.splitlines()[0] in wet.err
     assert not list((tmp_path / "runs").glob("*/cells/*"))
 
 
 @pytest.mark.parametrize(
-    ("extra", "says"),
+    ("extra", "message"),
     [
         (["--alphas", "5,five"], "sweep.alphas must be a list, each a finite number, 0 or more"),
         (["--alphas", "-1"], "sweep.alphas must be a list, each a finite number, 0 or more"),
@@ -358,17 +353,17 @@ def test_a_dry_run_refuses_a_model_that_can_not_be_used(neft: Neft, arguments: l
         (["--dataset", "missing.jsonl"], "no such file or folder"),
     ],
 )
-def test_what_can_not_be_swept_is_refused_before_anything_is_made(
-    neft: Neft, arguments: list[str], tmp_path: Path, extra: list[str], says: str
+def test_sweep_alpha_rejects_invalid_arguments(
+    neft: Neft, arguments: list[str], tmp_path: Path, extra: list[str], message: str
 ) -> None:
     result = neft(*arguments, *extra)
     assert result.code == 2, result.out
-    assert says in result.err
+    assert message in result.err
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
-def test_a_folder_without_a_sweep_and_another_models_sweep_are_refused(
+def test_sweep_alpha_rejects_a_folder_of_something_else(
     neft: Neft, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "there is no sweep in this folder" in neft("sweep-alpha", tmp_path).err

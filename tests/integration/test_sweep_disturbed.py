@@ -1,7 +1,7 @@
-"""Sweeps on a tiny model whose files, disk or machine change, and one that stops early, through the command line.
+"""Sweeps on a tiny model with changed files, a full disk or a missing cluster, and one that stops early.
 
-Oracles: the same recipe trained by `neft train` alone, the files of the sweep as they were before, a disk that is
-really full, and the number of cells of a plan.
+Oracles: the same recipe trained by `neft train` alone, the files of the sweep before, a disk that is really full, and
+the number of cells of a plan.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tests.tiny_sweep import hash_cells, start_sweep, sweep_arguments, wait_for,
 Neft = Callable[..., Result]
 
 
-def measured_of(folder: Path) -> dict[str, Any]:
-    """A sweep's cells and what was measured of them, without how long that took."""
+def read_evaluations(folder: Path) -> dict[str, Any]:
+    """Return the evaluations of a sweep's cells, without their durations."""
     found = {}
     for file in sorted(folder.glob("cells/*/evaluation/cell.json")):
         found[file.parts[-3]] = json.loads(file.read_text())
@@ -30,38 +30,38 @@ def measured_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def stamps_of(folder: Path) -> dict[Path, int]:
-    """When the weights of a sweep's cells were written."""
+def modification_times(folder: Path) -> dict[Path, int]:
+    """Return the modification times of the weights of a sweep's cells."""
     return {file: file.stat().st_mtime_ns for file in folder.glob("cells/*/model/*.safetensors")}
 
 
-def require_same_alone(neft: Neft, cell: Path, output: Path) -> None:
-    """Trains a cell's recipe by `neft train`, to the same bits."""
+def require_bit_identical_alone(neft: Neft, cell: Path, output: Path) -> None:
+    """Train a cell's recipe by `neft train`; the weights must be bit-identical."""
     assert neft("train", "--recipe", cell / "recipe.yaml", "--output-dir", output).code == 0
     assert weights_hash(output / cell.name) == weights_hash(cell)
 
 
 @pytest.mark.slow
-def test_a_cell_that_is_not_measured_is_and_other_rows_are_refused(
+def test_sweep_alpha_evaluates_trained_cells_and_rejects_changed_rows(
     neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
     rows, held_out = tmp_path / "rows.jsonl", tmp_path / "held_out.jsonl"
     lines = rows_file.read_text().splitlines(keepends=True)
     rows.write_text("".join(lines[:40]))
     held_out.write_text("".join(lines[40:]))
-    basis = sweep_arguments(tiny_folder("llama"), rows, tmp_path / "runs")
-    assert neft(*basis, "--held-out", held_out, "--seeds", "1").code == 0
+    arguments = sweep_arguments(tiny_folder("llama"), rows, tmp_path / "runs")
+    assert neft(*arguments, "--held-out", held_out, "--seeds", "1").code == 0
     folder = tmp_path / "runs" / "tiny-sweep"
-    measured, stamps = measured_of(folder), stamps_of(folder)
+    measured, stamps = read_evaluations(folder), modification_times(folder)
     recipe = (folder / "recipe.yaml").read_text()
-    # Its worker was killed between the two, or its file is spoilt.
+    # An evaluation is missing, as after a kill, or damaged.
     (folder / "cells" / "tiny-a0-s0" / "evaluation" / "cell.json").unlink()
     (folder / "cells" / "tiny-a5-s0" / "evaluation" / "cell.json").write_text("{")
-    told = events(neft("sweep-alpha", folder, "--json").out)
-    assert {one["status"] for one in told if one["event"] == "sweep.cell"} == {"starting", "evaluating", "finished"}
-    assert measured_of(folder) == measured
-    assert stamps_of(folder) == stamps
-    # As many rows as before, in another order: paired place by place with the old ones they would say anything.
+    stream = events(neft("sweep-alpha", folder, "--json").out)
+    assert {one["status"] for one in stream if one["event"] == "sweep.cell"} == {"starting", "evaluating", "finished"}
+    assert read_evaluations(folder) == measured
+    assert modification_times(folder) == stamps
+    # The same rows in a different order could not be paired with the old results.
     for file in (held_out, rows):
         before = file.read_text()
         file.write_text("".join(before.splitlines(keepends=True)[::-1]))
@@ -70,29 +70,29 @@ def test_a_cell_that_is_not_measured_is_and_other_rows_are_refused(
         assert "the rows changed since cells were trained" in result.err
         assert "tiny-a0-s0, tiny-a5-s0" in result.err
         assert (folder / "recipe.yaml").read_text() == recipe
-        assert stamps_of(folder) == stamps
+        assert modification_times(folder) == stamps
         file.write_text(before)
     assert neft("sweep-alpha", folder, "--seeds", "2").code == 0
-    assert stamps_of(folder).items() > stamps.items()
+    assert modification_times(folder).items() > stamps.items()
 
 
 @pytest.mark.slow
-def test_early_stopping_with_two_workers(
+def test_sweep_alpha_early_stopping_with_two_workers(
     neft: Neft,
     tiny_folder: Callable[[str], Path],
     rows_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Noise that hurts ends after three of five seeds; the sweep resumes as it was."""
+    """Noise that is harmful is stopped after three of five seeds; a resumed sweep has the same result."""
     monkeypatch.setattr("neftcli.sweep.engines.local_engine.list_devices", lambda: [None, None])
-    basis = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs", alphas="0,100")
+    arguments = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs", alphas="0,100")
     seeds = ["--set", "training.max_steps=12", "--seeds", "5", "--early-stopping", "always"]
-    result = neft(*basis, *seeds, "--set", "sweep.answers=false", "--json")
+    result = neft(*arguments, *seeds, "--set", "sweep.answers=false", "--json")
     assert result.code == 0, result.err
-    told = events(result.out)
-    folder, report = tmp_path / "runs" / "tiny-sweep", told[-1]
-    notices = [one["message"] for one in told if one["event"] == "notice"]
+    stream = events(result.out)
+    folder, report = tmp_path / "runs" / "tiny-sweep", stream[-1]
+    notices = [one["message"] for one in stream if one["event"] == "notice"]
     assert any(notice.startswith("alpha 100 gets no further seeds: worse than alpha 0 by ") for notice in notices)
     [stopped] = [notice for notice in notices if notice.startswith("Stopped early, after 3 of 5 seeds: ")]
     assert stopped in report["conclusion"]
@@ -100,9 +100,9 @@ def test_early_stopping_with_two_workers(
     assert (report["saved"], report["unfinished"], len(hash_cells(folder))) == (4, 0, 6)
     rows = list(csv.DictReader((folder / "cells.csv").read_text().splitlines()))
     assert [row["status"] for row in rows].count("not_needed") == 4
-    # Two at a time, and each to the same bits as alone.
+    # Two cells run at a time, each bit-identical to the same training alone.
     states, together = dict[str, str](), 0
-    for one in told:
+    for one in stream:
         if one["event"] == "sweep.cell":
             states[one["key"]] = one["status"]
             together = max(together, sum(state == "starting" for state in states.values()))
@@ -113,21 +113,21 @@ def test_early_stopping_with_two_workers(
             == 0
         )
         assert weights_hash(tmp_path / "one" / name) == weights_hash(folder / "cells" / name)
-    stamps = stamps_of(folder)
+    stamps = modification_times(folder)
     again = events(neft("sweep-alpha", folder, "--json").out)[-1]
     assert (again["arms"], again["saved"]) == (report["arms"], 4)
-    assert stamps_of(folder) == stamps
+    assert modification_times(folder) == stamps
 
 
 @pytest.mark.slow
-def test_a_full_disk_costs_no_cell_that_is_done(
+def test_sweep_alpha_full_disk_keeps_finished_cells(
     neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
     small = tmp_path / "small"
-    basis = [*sweep_arguments(tiny_folder("llama"), rows_file, small), "--set", "sweep.answers=false"]
+    arguments = [*sweep_arguments(tiny_folder("llama"), rows_file, small), "--set", "sweep.answers=false"]
     with file_system(small, "-t", "tmpfs", "-o", "size=30m", "tmpfs"):
         folder = small / "tiny-sweep"
-        process = start_sweep(basis)
+        process = start_sweep(arguments)
         wait_for(lambda: (folder / "cells" / "tiny-a0-s0" / "evaluation" / "cell.json").is_file(), process)
         with (small / "filler").open("wb") as file:
             try:
@@ -135,50 +135,50 @@ def test_a_full_disk_costs_no_cell_that_is_done(
                     os.write(file.fileno(), bytes(4096))
             except OSError:
                 pass
-        said = "".join(process.communicate(timeout=120))
-        assert process.returncode == 1, said
-        assert "the disk is full; finished cells are kept" in said
-        assert f"neft sweep-alpha {folder}" in said
-        assert "alpha 0: seeds=1" in said, "what was found is shown all the same"
-        assert "unexpected error" not in said
-        assert "Traceback" not in said
-        stamps = {file: stamp for file, stamp in stamps_of(folder).items() if "a0-s0" in str(file)}
+        output = "".join(process.communicate(timeout=120))
+        assert process.returncode == 1, output
+        assert "the disk is full; finished cells are kept" in output
+        assert f"neft sweep-alpha {folder}" in output
+        assert "alpha 0: seeds=1" in output, "results so far are shown"
+        assert "unexpected error" not in output
+        assert "Traceback" not in output
+        stamps = {file: stamp for file, stamp in modification_times(folder).items() if "a0-s0" in str(file)}
         assert stamps
         (small / "filler").unlink()
-        assert neft(*basis).code == 0
-        assert stamps_of(folder).items() >= stamps.items()
-        assert len(measured_of(folder)) == 4
-        require_same_alone(neft, folder / "cells" / "tiny-a5-s1", tmp_path / "alone")
+        assert neft(*arguments).code == 0
+        assert modification_times(folder).items() >= stamps.items()
+        assert len(read_evaluations(folder)) == 4
+        require_bit_identical_alone(neft, folder / "cells" / "tiny-a5-s1", tmp_path / "alone")
 
 
 @pytest.mark.slow
-def test_tasks_that_there_are_not_are_refused_before_a_cell_is_trained(
+def test_sweep_alpha_rejects_unknown_tasks(
     neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("lm_eval", reason="the extra neftcli[tasks] is not installed")
-    basis = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
-    result = neft(*basis, "--metric", "tasks", "--tasks", "no_such_task")
+    arguments = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
+    result = neft(*arguments, "--metric", "tasks", "--tasks", "no_such_task")
     assert result.code == 2
     assert "lm-evaluation-harness has no such task" in result.err
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.enable_socket
-def test_a_cluster_that_is_not_there_costs_no_file(
+def test_sweep_alpha_missing_cluster_keeps_all_files(
     neft: Neft, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
-    """A folder whose cells somebody took away, to save space; and one that was not there."""
+    """Neither a folder whose cells were deleted nor a missing one is changed."""
     pytest.importorskip("ray", reason="the extra neftcli[ray] is not installed")
-    basis = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
+    arguments = sweep_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
     folder = tmp_path / "runs" / "tiny-sweep"
-    for there in (False, True):
-        if there:
+    for exists in (False, True):
+        if exists:
             (folder / "judge").mkdir(parents=True)
             (folder / "judge" / "verdicts.jsonl").write_text("{}\n")
             (folder / "notes.txt").write_text("mine")
-        result = neft(*basis, "--engine", "ray", "--ray-address", "127.0.0.1:1")
+        result = neft(*arguments, "--engine", "ray", "--ray-address", "127.0.0.1:1")
         assert result.code == 2
         assert "there is no Ray cluster that can be joined" in result.err
-        left = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {".lock"}
-        assert left == ({"judge/verdicts.jsonl", "notes.txt"} if there else set())
-        assert folder.exists() is there
+        remaining = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {".lock"}
+        assert remaining == ({"judge/verdicts.jsonl", "notes.txt"} if exists else set())
+        assert folder.exists() is exists

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_the_wheel_trains_two_steps_on_its_own(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_wheel_trains_two_steps(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     [wheel] = (tmp_path / "dist").glob("*.whl")
