@@ -9,10 +9,10 @@ DEMO := --name demo --held-out-rows 24 --learning-rate 1e-4 --set data.max_rows=
 	--set evaluation.generation.max_new_tokens=64 --set evaluation.generation.repetition_penalty=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all snapshots test-gpu check docs calibrate bench bench-full bench-gpu
+.PHONY: help setup demo test test-all test-exhaustive snapshots test-gpu check docs calibrate bench bench-full bench-gpu
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 # Installs again after a change of pyproject.toml or constraints.txt.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -33,8 +33,11 @@ demo: setup  ## fine-tune SmolLM2-135M with NEFTune on the built-in data and sho
 test: setup  ## run the tests that CI runs: minutes, no network
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
-test-all: setup  ## run all tests, including those that take minutes: the real SmolLM2-135M, Ray, kills at every file operation
+test-all: setup  ## run all tests, including those that take minutes: the real SmolLM2-135M, Ray, the tutorial
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'slow or not slow' --hypothesis-profile thorough
+
+test-exhaustive: setup  ## kill neft before every file operation, and put a link at every path that it writes: hours
+	$(BIN)/python -m pytest -n auto -m slow --exhaustive tests/integration/test_killed.py tests/integration/test_links.py
 
 snapshots: setup  ## rewrite the expected messages in tests/**/__snapshots__ after rewording; read the diff
 	$(BIN)/python -m pytest --snapshot-update tests/integration/test_bad_data.py tests/integration/test_bad_models.py tests/integration/test_bad_recipes.py

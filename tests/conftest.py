@@ -48,6 +48,11 @@ settings.register_profile("thorough", max_examples=200, deadline=None)  # make t
 settings.load_profile("quick")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "test every state that a kill can leave and every path that can be a link, not a sample of them: hours"
+    parser.addoption("--exhaustive", action="store_true", help=text)
+
+
 def pytest_configure() -> None:
     """Refuses to test what a GPU computes where there is none."""
     if "NEFT_TEST_GPU" not in os.environ:

@@ -1,7 +1,7 @@
 """After a kill (-9) at any file operation, the next command finishes with the result of an uninterrupted one.
 
 Oracles: the uninterrupted command, by the hash of weights, the lines of metrics.jsonl without times, and the names of
-all files at the end. The states are those of `tests/states.py`: some by default, all of them by `make test-all`.
+all files at the end. The states are those of `tests/states.py`: a sample by default, all of them with --exhaustive.
 """
 
 from __future__ import annotations
@@ -29,8 +29,18 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import save_tiny_gguf
 
 SOME_STATES = 12
-"""Number of states that are tested by default."""
-MAX_STATES = [pytest.param(SOME_STATES, id="some"), pytest.param(sys.maxsize, id="all", marks=pytest.mark.slow)]
+"""Number of states of a command that are tested without --exhaustive."""
+SOME_STATES_OF_A_SWEEP = 5
+
+
+@pytest.fixture
+def exhaustive(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("exhaustive"))
+
+
+@pytest.fixture
+def max_states(exhaustive: bool) -> int:
+    return sys.maxsize if exhaustive else SOME_STATES
 
 
 @pytest.fixture
@@ -59,7 +69,6 @@ def require_same_result(states: Iterable[Path], arguments: list[str], complete: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("max_states", MAX_STATES)
 def test_train_killed_at_any_file_operation(max_states: int, arguments: list[str], tmp_path: Path) -> None:
     complete = tmp_path / "whole"
     complete.mkdir()
@@ -74,7 +83,6 @@ def test_train_killed_at_any_file_operation(max_states: int, arguments: list[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("max_states", MAX_STATES)
 def test_resume_killed_at_any_file_operation(max_states: int, arguments: list[str], tmp_path: Path) -> None:
     complete = tmp_path / "whole"
     complete.mkdir()
@@ -97,7 +105,6 @@ def read_report(folder: Path) -> tuple[Any, ...]:
 
 @pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
-@pytest.mark.parametrize("max_states", MAX_STATES)
 def test_eval_with_judge_killed_at_any_file_operation(max_states: int, arguments: list[str], tmp_path: Path) -> None:
     """The report and all files are those of an uninterrupted evaluation."""
     complete = tmp_path / "whole"
@@ -126,7 +133,6 @@ def convert(file: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("max_states", MAX_STATES)
 def test_convert_gguf_killed_at_any_file_operation(max_states: int, tmp_path: Path) -> None:
     """Remains of killed conversions are removed; the other files are equal, byte for byte."""
     file, complete = tmp_path / "tiny.gguf", tmp_path / "whole"
@@ -155,8 +161,7 @@ def sweep_result(folder: Path) -> tuple[Any, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("max_states", [pytest.param(5, id="some"), MAX_STATES[1]])
-def test_sweep_alpha_killed_at_any_file_operation(max_states: int, arguments: list[str], tmp_path: Path) -> None:
+def test_sweep_alpha_killed_at_any_file_operation(exhaustive: bool, arguments: list[str], tmp_path: Path) -> None:
     """The kill may hit the sweep's own operations, its worker's, or the report's: tables, plots, `best`."""
     complete = tmp_path / "whole"
     complete.mkdir()
@@ -165,7 +170,7 @@ def test_sweep_alpha_killed_at_any_file_operation(max_states: int, arguments: li
     assert code == 0, output
     states = states_of(tmp_path / "states")
     print(len(states), "states of sweep-alpha")
-    for folder in spread_out(states, max_states):
+    for folder in spread_out(states, sys.maxsize if exhaustive else SOME_STATES_OF_A_SWEEP):
         state = path_names(folder)
         started = (folder / "runs/tiny-sweep/recipe.yaml").is_file() and (folder / "runs/tiny-sweep/cells").is_dir()
         again = ["sweep-alpha", "runs/tiny-sweep"] if started else sweep

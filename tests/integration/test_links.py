@@ -26,7 +26,8 @@ Neft = Callable[..., Result]
 LINKS = ("../outside/mine.txt", "../outside/folder", "../outside/nothing")
 """To a file, to a folder, and to a missing path."""
 LINKS_OF_NEFT = ("runs/tiny-sweep/best", "runs/tiny-sweep/.best")
-MAX_PATHS = [pytest.param(8, id="some"), pytest.param(sys.maxsize, id="all", marks=pytest.mark.slow)]
+SOME_PATHS = 8
+"""Number of paths of a command that are tested without --exhaustive."""
 
 
 @dataclass
@@ -111,13 +112,17 @@ def require_rejected(neft: Neft, original: Path, path: str, link: str, command: 
     assert (contents(copy), path_names(copy), contents(outside), path_names(outside)) == before, (path, link)
 
 
+@pytest.fixture
+def max_paths(request: pytest.FixtureRequest) -> int:
+    return sys.maxsize if request.config.getoption("exhaustive") else SOME_PATHS
+
+
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("max_paths", MAX_PATHS)
 def test_resume_links_of_a_run(max_paths: int, neft: Neft, written: Written, tmp_path: Path) -> None:
     print(len(written.run), "paths of a run")
     assert {f"{RUN}/{name}" for name in (".lock", "run.json", "model.partial", "checkpoints", "train.log")} < {
@@ -128,7 +133,6 @@ def test_resume_links_of_a_run(max_paths: int, neft: Neft, written: Written, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("max_paths", MAX_PATHS)
 def test_eval_links_of_a_run(max_paths: int, neft: Neft, written: Written, tmp_path: Path) -> None:
     print(len(written.evaluation), "paths of an evaluation")
     assert {f"{RUN}/evaluation", "runs/judge", "runs/judge/verdicts.jsonl"} < {*written.evaluation}
@@ -138,7 +142,6 @@ def test_eval_links_of_a_run(max_paths: int, neft: Neft, written: Written, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("max_paths", MAX_PATHS)
 def test_sweep_alpha_links_of_a_sweep(max_paths: int, neft: Neft, written: Written, tmp_path: Path) -> None:
     print(len(written.sweep), "paths of a sweep")
     assert {f"runs/tiny-sweep/{name}" for name in ("cells", "plots", "sweep.json", "workers.log")} < {*written.sweep}

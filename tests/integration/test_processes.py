@@ -25,8 +25,6 @@ from tests.killed_runs import run_result
 
 NEFT = [sys.executable, "-m", "neftcli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node"]
-FAST = "loading_model"
-"""The phase in which `make test` kills a process."""
 MODES: dict[str, dict[str, Any]] = {
     "full, bucketed, by torchrun first": {"training.batching": "bucketed"},
     "three, LoRA, accumulation, dropout": {
@@ -39,7 +37,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def arguments(tiny_folder: Callable[[str], Path], rows_file: Path) -> list[str]:
     """What all runs here are given: two epochs of 48 rows."""
     sets = {
@@ -189,28 +187,41 @@ def test_train_processes_signals_and_failures(arguments: list[str], tmp_path: Pa
     require_gone(rest)
 
 
-PHASES = (
-    "reading_data",
-    "loading_libraries",
-    "loading_model",
-    "evaluating_base",
-    "generating_base_samples",
-    "preparing_trainer",
-    "saving_model",
-    "evaluating",
-    "generating_samples",
-)
+PHASES = [
+    ("reading_data", "the first"),
+    ("loading_libraries", "another"),
+    ("loading_model", "the first"),
+    ("evaluating_base", "another"),
+    ("generating_base_samples", "the first"),
+    ("preparing_trainer", "another"),
+    ("saving_model", "the first"),
+    ("evaluating", "another"),
+    ("generating_samples", "the first"),
+]
+
+
+@pytest.fixture(scope="module")
+def complete_run(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of two processes."""
+    folder = tmp_path_factory.mktemp("complete")
+    code, output = do(folder, *command_of_two(arguments), "run")
+    assert code == 0, output
+    return folder / "runs" / "run-a5-s0"
+
+
+def command_of_two(arguments: list[str]) -> list[str]:
+    """A command of two processes, without the name of the run."""
+    sets = ["--processes", "2", "--set=training.num_train_epochs=1", "--save-steps", "4"]
+    return [*NEFT, *[word for word in arguments if word != "--quiet"], *sets, "--json", "--name"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["the first", "another"])
-@pytest.mark.parametrize("phase", [pytest.param(phase, marks=[pytest.mark.slow] * (phase != FAST)) for phase in PHASES])
-def test_train_processes_killed_in_a_phase(phase: str, which: str, arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("phase", "which"), PHASES)
+def test_train_processes_killed_in_a_phase(
+    phase: str, which: str, arguments: list[str], complete_run: Path, tmp_path: Path
+) -> None:
     """All end; then the run resumes, or the same command begins it if it had no folder yet."""
-    sets = ["--processes", "2", "--set=training.num_train_epochs=1", "--save-steps", "4"]
-    command = [*NEFT, *[word for word in arguments if word != "--quiet"], *sets, "--json", "--name"]
-    code, output = do(tmp_path, *command, "whole")
-    assert code == 0, output
+    command = command_of_two(arguments)
     process = begin(tmp_path, *command, "run")
     while process.poll() is None and f'"phase": "{phase}"' not in (tmp_path / "said").read_text():
         time.sleep(0.005)
@@ -224,7 +235,7 @@ def test_train_processes_killed_in_a_phase(phase: str, which: str, arguments: li
     again = [*NEFT, "train", "--resume", str(run)] if run.is_dir() else [*command, "run"]
     code, output = do(tmp_path, *again)
     assert code == 0, output
-    assert run_result(run) == run_result(tmp_path / "runs" / "whole-a5-s0")
+    assert run_result(run) == run_result(complete_run)
 
 
 def verify_newest(run: Path) -> int:

@@ -164,10 +164,14 @@ def test_commands_report_damaged_files(kind: str, folder: Path, tmp_path: Path) 
         assert "bug of neft" not in result.err, (file, content[:2000], result.err)
         assert "Traceback" not in result.err, (file, content[:2000], result.err)
 
-    with chdir(folder):
-        undamaged = call_neft(*command)
-        assert undamaged.code == 0, undamaged.err  # else nothing would be read
-        damage_a_file()
+    try:
+        with chdir(folder):
+            undamaged = call_neft(*command)
+            assert undamaged.code == 0, undamaged.err  # else nothing would be read
+            damage_a_file()
+    finally:  # other tests use the folder
+        shutil.rmtree(target)
+        shutil.copytree(original, target, symlinks=True)
 
 
 def seal(checkpoint: Path) -> None:
