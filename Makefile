@@ -55,7 +55,7 @@ docs: setup  ## build the documentation site into build/docs: seconds, no networ
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "open build/docs/index.html"
 
-calibrate: setup  ## simulate error rates, coverage and power of the verdicts: minutes; DRAWS=2000: half an hour
+calibrate: setup  ## simulate error rates, coverage and power of the verdicts: minutes; DRAWS=2000: under an hour
 	$(BIN)/python -m benchmarks.calibrate --draws $(DRAWS)
 
 bench: setup  ## measure noise exactness, generation and start-up: minutes

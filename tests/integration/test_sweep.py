@@ -340,10 +340,10 @@ def test_sweep_alpha_dry_run_rejects_an_invalid_model(neft: Neft, arguments: lis
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--alphas", "5,five"], "sweep.alphas must be a list, each a finite number, 0 or more"),
-        (["--alphas", "-1"], "sweep.alphas must be a list, each a finite number, 0 or more"),
+        (["--alphas", "5,five"], "sweep.alphas must be a non-empty list, each a finite number, 0 or more"),
+        (["--alphas", "-1"], "sweep.alphas must be a non-empty list, each a finite number, 0 or more"),
         (["--seeds", "0"], "sweep.seeds must be a whole number, above 0"),
-        (["--metric", "bleu"], "sweep.metrics must be a list, each one of held_out_loss"),
+        (["--metric", "bleu"], "sweep.metrics must be a non-empty list, each one of held_out_loss"),
         (["--metric", "win_rate_length_controlled"], "sweep.metrics win_rate_length_controlled needs a judge"),
         (["--metric", "tasks"], "sweep.metrics tasks needs tasks"),
         (["--held-out-rows", "4"], "a sweep needs at least 6 held-out rows with different prompts"),
