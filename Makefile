@@ -32,8 +32,8 @@ demo: setup  ## fine-tune SmolLM2-135M with NEFTune on the built-in data and sho
 	$(BIN)/neft train $(DEMO)
 	@echo "to run neft yourself: . $(BIN)/activate"
 
-test: setup  ## run the tests that CI runs: minutes, no network
-	$(PYTEST) -n auto --dist loadgroup
+test: setup  ## run the quick tests: minutes, no network; TESTS='-k alpha' passes options to pytest
+	$(PYTEST) -n auto --dist loadgroup $(TESTS)
 
 test-all: setup  ## run all tests, including those that take minutes: the real SmolLM2-135M, Ray, the tutorial
 	$(PYTEST) -n auto --dist loadgroup -m 'slow or not slow' --hypothesis-profile thorough
