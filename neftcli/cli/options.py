@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Container
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -165,9 +166,17 @@ def _own_name(layers: list[Layer]) -> Layer:
         parts += [str(entry["source"]) for entry in entries if isinstance(entry, dict) and "source" in entry]
     if not parts:
         return {}
-    name = "-".join(part.rstrip("/").rpartition("/")[2].partition(".")[0] or "run" for part in parts)
-    cleaned = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name if letter.isascii())
-    return {"name": Setting(cleaned.lstrip("-")[:40] or "run", "--model and --dataset", name)}
+    name = "-".join(_without_endings(part.rstrip("/").rpartition("/")[2]) or "run" for part in parts)
+    cleaned = "".join(letter if letter.isalnum() or letter in ".-_" else "-" for letter in name if letter.isascii())
+    return {"name": Setting(cleaned.lstrip(".-")[:40] or "run", "--model and --dataset", name)}
+
+
+def _without_endings(name: str) -> str:
+    """Return a name without file extensions: rows.jsonl.gz is rows, but Qwen2.5-0.5B has none."""
+    path = Path(name)
+    while path.suffix and not path.suffix[1].isdigit():
+        path = path.with_suffix("")
+    return path.name
 
 
 def _parameter_name(key: Key) -> str:

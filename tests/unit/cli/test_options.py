@@ -14,10 +14,10 @@ import typer
 from typer.testing import CliRunner
 
 from neftcli.cli.main import app
-from neftcli.cli.options import SET_BY_RECIPES, with_overrides
+from neftcli.cli.options import SET_BY_RECIPES, recipe_of, with_overrides
 from neftcli.recipe import catalog
 from neftcli.recipe.keys import keys
-from neftcli.recipe.loading import load_recipe
+from neftcli.recipe.loading import load_recipe, parse_assignment
 from neftcli.recipe.yaml_file import Layer
 
 
@@ -42,6 +42,21 @@ def test_list_flags_take_commas_and_repetition(typed: list[str]) -> None:
     [[layer]] = taken
     assert list(layer["sweep.metrics"].value) == ["held_out_loss", "token_accuracy"]
     assert list(layer["sweep.alphas"].value) == [0, 5, 10]
+
+
+@pytest.mark.parametrize(
+    ("sets", "name"),
+    [
+        (["model.name=Qwen/Qwen2.5-0.5B"], "Qwen2.5-0.5B"),
+        (["model.name=models/tiny.gguf", "data.source=data/rows.jsonl.gz"], "tiny-rows"),
+        (["data.source=data/"], "data"),
+        (["data.source=my rows.v2.csv"], "my-rows"),
+        (["data.source=.hidden"], "hidden"),
+        (["data.source=数据.jsonl"], "run"),
+    ],
+)
+def test_recipe_of_named_after_model_and_data(sets: list[str], name: str) -> None:
+    assert recipe_of([parse_assignment(text) for text in sets], None).name == name
 
 
 def test_set_by_recipes_names_the_options_that_recipes_set() -> None:
