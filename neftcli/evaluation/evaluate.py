@@ -258,7 +258,7 @@ def _make_report_folder(rows: EvalRows, targets: Sequence[EvalTarget], request: 
             question_file = folder / QUESTION
             if not question_file.is_file():
                 atomic_write(question_file, question)
-            if question_file.read_text() == question:
+            if question_file.read_bytes() == question.encode():
                 return folder
             number += 1
     except OSError as error:

@@ -7,6 +7,7 @@ arrives, so nothing is paid for twice. The key comes from OPENAI_API_KEY and is 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -21,7 +22,10 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
+
 from neftcli.errors import InputError, NeftError, Problem, panics_as_errors
+from neftcli.evaluation.cache import read_complete_lines
 from neftcli.evaluation.chat_server import (
     KEY_VARIABLE,
     ChatServer,
@@ -30,6 +34,7 @@ from neftcli.evaluation.chat_server import (
     is_valid_address,
     strip_credentials,
 )
+from neftcli.runs.schemas import parse_json
 from neftcli.system.files import open_without_links, require_no_link
 from neftcli.system.paths import expand_home
 
@@ -234,6 +239,13 @@ def _judged(answer_first: str, opponent_first: str) -> JudgedPair:
     return JudgedPair(0.5, verdicts)
 
 
+class ReplyLine(TypedDict):
+    """A line of the cache, as far as it is read again."""
+
+    key: str
+    reply: str
+
+
 class _Replies:
     """A .jsonl file of replies, appended from any thread as they arrive."""
 
@@ -248,24 +260,18 @@ class _Replies:
     def _read(self) -> None:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            whole, end, torn = (self.file.read_bytes() if self.file.exists() else b"").rpartition(b"\n")
+            if self.file.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            lines = read_complete_lines(self.file)
         except OSError as error:
             problem = f"{self.file}: the judge's replies can't be read"
             moved = f"mv {quote(str(self.file))} {quote(f'{self.file}.old')}"
             hint = f"fix its permissions, or {moved}    to ask the judge again"
             raise JudgeError(Problem(problem, error.strerror or str(error), hint)) from None
-        if torn:
-            # A killed process left an incomplete line, to which the next one must not be appended.
-            with open_without_links(self.file, "r+b") as opened:
-                opened.truncate(len(whole) + len(end))
-        for line in whole.splitlines():
-            try:
-                entry = json.loads(line)
-                key, reply = entry["key"], entry["reply"]
-            except (ValueError, KeyError, TypeError):  # a damaged line: its question is asked again
-                continue
-            if isinstance(key, str) and isinstance(reply, str):
-                self.texts[key] = reply
+        for line in lines:
+            with suppress(ValueError):  # a damaged line: its question is asked again
+                entry = parse_json(line, ReplyLine)
+                self.texts[entry["key"]] = entry["reply"]
 
     def add(self, key: str, reply: str, usage: dict[str, int]) -> None:
         """Append a reply with the token counts of the server."""

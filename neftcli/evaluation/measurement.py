@@ -228,7 +228,7 @@ class ModelEvaluator:
         if not self.settings.generation.do_sample:
             settings = {name: value for name, value in settings.items() if name not in SAMPLING_ONLY}
         cache = self._open_cache("answers", Answer, {"prompts": self._prompts, "settings": settings})
-        if len(cache.results) < len(self._prompts):
+        if any(index not in cache.results for index in range(len(self._prompts))):
             self._generate_missing(cache)
         return [cache.results[index] for index in range(len(self._prompts))]
 

@@ -209,6 +209,24 @@ def test_eval_resumes_after_a_truncated_line(neft: Neft, runs: Path) -> None:
     assert read_cache(runs / "tiny-a5-s0", "answers") == whole
 
 
+@pytest.mark.slow
+def test_eval_damaged_files_of_an_evaluation(neft: Neft, runs: Path) -> None:
+    """An answer with the index of no prompt does not count, and a question file that is not text is another question."""
+    result = neft("eval", "tiny-a5-s0", "--no-base", *OPTIONS)
+    assert result.code == 0
+    [file] = (runs / "tiny-a5-s0" / "evaluation").glob("answers-*.jsonl")
+    complete = read_cache(runs / "tiny-a5-s0", "answers")
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]) + json.dumps({**json.loads(lines[-1]), "index": 99_999}) + "\n")
+    [question] = (runs / "tiny-a5-s0" / "evaluation").glob("*/.question")
+    question.write_bytes(b"\xff\xfe")
+    result = neft("eval", "tiny-a5-s0", "--no-base", *OPTIONS)
+    assert result.code == 0, result.err
+    read = read_cache(runs / "tiny-a5-s0", "answers")
+    assert {index: read[index] for index in complete} == complete
+    assert question.read_bytes() == b"\xff\xfe"
+
+
 def start_and_signal(runs: Path, sign: signal.Signals) -> subprocess.Popen[str]:
     """Start an evaluation, one prompt at a time, and send a signal after its first answers."""
     command = [sys.executable, "-m", "neftcli", "eval", "tiny-a5-s0", "--no-base"]

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 TIMEOUT = 5.0
 """Seconds to wait for an answer over the network."""
-LOCK_TIMEOUT = 60.0
-"""Seconds to wait for a run that another process is training: the former worker of a restarted cell may still end."""
+LOCK_TIMEOUT = 180.0
+"""Seconds to wait for a run that another process is training: the former worker of a restarted cell may still end, and
+NFS keeps the locks of a lost node for up to 90 s."""
 LOCK_POLL_INTERVAL = 1.0
 """Seconds between two attempts to lock a run."""
 SHARE_HINT = "--output-dir FOLDER on a file system that all nodes share, such as NFS or Lustre"

@@ -310,7 +310,9 @@ def test_judge_pairs_damaged_lines_of_the_cache(server: JudgeServer, tmp_path: P
     cache = tmp_path / "c.jsonl"
     expected = judge_pairs(PAIRS, judge_of(server), cache, silent)
     lines = cache.read_bytes().splitlines()
-    cache.write_bytes(b"\n".join([b"\xff\xfe", b"[]", b'{"key": 3, "reply": "A"}', b"null", *lines[2:], b""]))
+    cache.write_bytes(
+        b"\n".join([b"\xff\xfe", b"[]", b'{"key": 3, "reply": "A"}', b"null", b"[" * 100_000, *lines[2:], b""])
+    )
     assert judge_pairs(PAIRS, judge_of(server), cache, silent) == expected
     assert len(server.requests) == 6
 
