@@ -211,7 +211,7 @@ def test_eval_resumes_after_a_truncated_line(neft: Neft, runs: Path) -> None:
 
 @pytest.mark.slow
 def test_eval_damaged_files_of_an_evaluation(neft: Neft, runs: Path) -> None:
-    """An answer with the index of no prompt does not count, and a question file that is not text is another question."""
+    """An answer without a prompt does not count, and a question file that is not text is another question."""
     result = neft("eval", "tiny-a5-s0", "--no-base", *OPTIONS)
     assert result.code == 0
     [file] = (runs / "tiny-a5-s0" / "evaluation").glob("answers-*.jsonl")
