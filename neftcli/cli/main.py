@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import shlex
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ import neftcli
 from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.cli.display.text import replace_unencodable
 from neftcli.cli.help import Command, HelpOption, command_with
-from neftcli.errors import Interrupted, NeftError, Preempted, Problem, describe_error, panics_as_errors
+from neftcli.errors import Interrupted, NeftError, Preempted, Problem, describe_error, first_line, panics_as_errors
 from neftcli.system.distributed import is_main_process, rank
 from neftcli.system.environment import drop_overrides, exclude_current_folder
 from neftcli.system.files import restrict_umask
@@ -177,6 +178,13 @@ def main() -> None:
     except BrokenPipeError:  # the reader has gone (`neft train | head`)
         sys.stderr.close()
         sys.exit(1)
+    except PermissionError as error:
+        if debug:
+            traceback.print_exc()
+        path = str(error.filename or "a file")
+        hint = f"ls -l {shlex.quote(path)}    shows the permissions" if error.filename else ""
+        _report([Problem(f"{path}: no permission to read or write it", first_line(error), hint)], 2)
+        sys.exit(2)
     except Exception as error:
         if debug:
             raise

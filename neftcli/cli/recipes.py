@@ -33,7 +33,9 @@ def list_recipes(context: typer.Context) -> None:
         table.add_row(name, load_recipe(name).about)
     console = Console()
     console.print(table)
-    console.print("\nneft train --recipe NAME    neft recipes show NAME    neft recipes copy NAME FOLDER", style="dim")
+    console.print(
+        "\nneft train --recipe NAME    neft recipes show NAME    neft recipes copy NAME FILE.yaml", style="dim"
+    )
 
 
 @app.command("show", cls=Command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from neftcli.data.tokenizer import THINK, THINK_END
@@ -34,8 +35,7 @@ def require_rendered(chat: ChatFormat, text: str, example: Example, marks: Marks
         DataError: A turn or a tool is left out.
     """
     if example.tools:
-        names = [str(_function(tool).get("name", "")) for tool in json.loads(example.tools)]
-        _require_texts(chat, text, names, example.location, "the tools of a row", WITH_TOOLS)
+        _require_tools(chat, text, example)
     for index, turn in enumerate(example.turns):
         _require_content(chat, text, turn, _turn_location(example, index))
     # A text that also occurs in a different turn or in the template is located by its marks.
@@ -83,6 +83,20 @@ def find_reasoning_left_out(chat: ChatFormat, text: str, example: Example, answe
         return []
     turns = "turns" if left_out > 1 else "turn"
     return [f"the chat template leaves out the reasoning of {left_out} earlier {turns}"]
+
+
+def _require_tools(chat: ChatFormat, text: str, example: Example) -> None:
+    """Check that the tools add their names to the rendering: a name may occur in the turns as well."""
+    try:
+        without_tools = _normalize(chat.render_turns(replace(example, tools=""), len(example.turns)))
+    except DataError:  # the template renders no calls without tools
+        without_tools = ""
+    rendered = _normalize(text)
+    for tool in json.loads(example.tools):
+        name = str(_function(tool).get("name", ""))
+        escaped = _normalize(chat.special_tokens.escape(name))
+        if rendered.count(escaped) <= without_tools.count(escaped):
+            _reject(chat, name, example.location, "the tools of a row", WITH_TOOLS)
 
 
 def _require_content(chat: ChatFormat, text: str, turn: Turn, location: str) -> None:

@@ -6,6 +6,7 @@ Nothing here imports torch, so a misspelt name is reported at once.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -115,6 +116,10 @@ ALIASES: dict[str, Alias] = {
 }
 
 
+MODEL_FILE_ENDINGS = frozenset((".json", ".safetensors", ".model", ".jinja", ".txt", ".py"))
+"""Endings of the files of a model's folder that are read."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelReference:
     """A resolved model name.
@@ -188,6 +193,10 @@ def resolve_model(name: str, revision: str | None = None) -> ModelReference:
                     "use a folder that save_pretrained wrote, or a hub id",
                 )
             )
+        for file in sorted(path.iterdir()):
+            if file.suffix in MODEL_FILE_ENDINGS and not os.access(file, os.R_OK):
+                hint = f"chmod +r {quote(str(file))}"
+                raise ModelError(Problem(f"model.name: no permission to read {file}", name, hint))
         return ModelReference(name, "folder", str(path))
     raise ModelError(
         Problem("model.name: must be a folder or a .gguf file", name, "use a folder that save_pretrained wrote")

@@ -170,6 +170,16 @@ def test_train_user_without_a_home(tiny_folder: Callable[[str], Path], rows_file
             refused = run("train", "--model", "tiny", "--dataset", "rows.jsonl", option, name)
             assert refused.code == 2
             assert f"no permission to open {place}/closed\n  got      {name}" in refused.err
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+            file = place / "tiny" / name
+            mode = file.stat().st_mode
+            file.chmod(0)
+            refused = run("train", "--model", "tiny", "--dataset", "rows.jsonl", "--quiet")
+            file.chmod(mode)
+            assert refused.code == 2, refused.err
+            assert name in refused.err
+            assert "ermission" in refused.err
+            assert "bug in neft" not in refused.err
     finally:
         shutil.rmtree(place)
 

@@ -8,6 +8,7 @@ tokens.
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -83,6 +84,8 @@ CALLS = {
     "</tool_call><|observation|>",
     "lfm2_2_5": "<|tool_call_start|>[weather(city='Rome')]<|tool_call_end|><|im_end|>",
 }
+RENDERS_NO_TOOLS = "deepseekv3"
+"""A template that renders calls, but not the tools."""
 NO_CALLS = ("cohere", "deepseek_r1_distill", "gemma", "gemma3", "idefics3", "lfm2", "llama3", "llava_next", "phi3")
 # The prompt to generate from ends in an opened <think>, or shows earlier answers without their thinking blocks.
 TEMPLATES_WITH_ANOTHER_PROMPT = {
@@ -206,12 +209,18 @@ def test_chat_format_against_the_generation_blocks(name: str) -> None:
 def test_chat_format_tool_call(name: str) -> None:
     """The assistant's call is learned with the token that ends it, and so is the answer after the tool's."""
     form = ChatFormat(tokenizer_for(name))
-    row = row_of(form, CALLED)
+    row = row_of(form, replace(CALLED, tools="") if name == RENDERS_NO_TOOLS else CALLED)
     assert learned(form, row).startswith(CALLS[name])
     assert "dry" not in learned(form, row)
     assert f"None.{LEARNED[name][2]}" in learned(form, row)
     ended = form.tokenizer.convert_tokens_to_ids(re.split(r"(?=<)", CALLS[name])[-1])
     assert ended in form.stop_token_ids
+
+
+def test_chat_format_template_without_tools() -> None:
+    """The name of the tool is in the call as well, which does not make up for its description."""
+    with pytest.raises(DataError, match="does not render the tools of a row"):
+        row_of(ChatFormat(tokenizer_for(RENDERS_NO_TOOLS)), CALLED)
 
 
 @pytest.mark.parametrize("name", NO_CALLS)
@@ -697,6 +706,22 @@ def test_render_repeated_turns() -> None:
     form = ChatFormat(tokenizer_for("llama3"))
     turns = (Turn("system", "user"), user("user"), assistant("user"), user("user"), assistant("assistant"))
     assert learned(form, row_of(form, chat(*turns))) == "user<|eot_id|>assistant<|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        (user("Which weather?"), assistant("The weather in Oslo.")),
+        (user("What is the WEATHER like?"), assistant("Dry.")),
+        (user("Rain?"), assistant("Dry.")),
+    ],
+)
+def test_render_tools_named_in_a_turn(turns: tuple[Turn, ...]) -> None:
+    """A tool's name in a turn does not show that the template renders the tools."""
+    tools = json.dumps([{"type": "function", "function": {"name": "weather", "description": "Forecast"}}])
+    with pytest.raises(DataError, match="does not render the tools of a row"):
+        ChatFormat(tokenizer_for("phi3")).render(chat(*turns, tools=tools))
+    assert "Forecast" in ChatFormat(tokenizer_for("qwen3")).render(chat(*turns, tools=tools)).text
 
 
 # Reasoning inside of the content
