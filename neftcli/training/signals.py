@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Thread
+from threading import Event, Thread
+from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Preempted, Problem
 from neftcli.events import Notice, Observer
 from neftcli.system import distributed
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 REQUEUE_SIGNAL = "SIGUSR1"
 """Signal that Slurm sends as a warning, with `--signal=B:USR1@120`."""
@@ -18,6 +24,8 @@ WARNINGS = ("SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT", "SIGHUP", "SIGXCPU")
 """Signals by which a scheduler can warn of the end of a job's time."""
 ECHO = 1.0
 """Seconds in which one request can arrive twice: a launcher repeats the Ctrl-C that its terminal sends as well."""
+REDELIVERY = 0.02
+"""Seconds after which a stop is raised again that Python ignored, long enough for a `__del__` to end."""
 
 
 class StopRequested(KeyboardInterrupt):
@@ -102,31 +110,88 @@ class StopSignal:
             InputError: There is no such signal.
         """
         last = -ECHO
+        redelivery = _Redelivery()
 
-        def handle(_number: int, _frame: object) -> None:
+        def handle(number: int, _frame: object) -> None:
             nonlocal last
-            if distributed.launched_externally() and time.monotonic() - last < ECHO:
-                return
-            last = time.monotonic()
-            self._signals += 1
+            if redelivery.take():
+                if redelivery.has_ended():
+                    return
+            else:
+                if distributed.launched_externally() and time.monotonic() - last < ECHO:
+                    return
+                last = time.monotonic()
+                self._signals += 1
             if self._signals > 1:
-                raise KeyboardInterrupt
+                raise redelivery.watch(KeyboardInterrupt(), signal.Signals(number))
             if not distributed.is_main_process():
                 return
             if self._interruptible:
-                raise StopRequested
+                raise redelivery.watch(StopRequested(), signal.Signals(number))
             if first is not None:
                 first()
 
         numbers = {signal.SIGINT, signal.SIGTERM, signal_number(requeue_signal)}
         handlers_before = {number: signal.signal(number, handle) for number in numbers}
         try:
-            yield
+            with redelivery.active():
+                yield
         except StopRequested:
             raise Preempted(Problem("stopped before anything was started", hint="run the same command again")) from None
         finally:
             for number, handler in handlers_before.items():
                 signal.signal(number, handler)
+
+
+class _Redelivery:
+    """Raises a stop again that Python ignored because it was raised in a `__del__` or a callback of weakref or gc."""
+
+    def __init__(self) -> None:
+        self._raised: tuple[BaseException, signal.Signals] | None = None
+        self._is_due = False
+        self._ended = Event()
+        self._thread: Thread | None = None
+
+    def watch(self, error: BaseException, number: signal.Signals) -> BaseException:
+        """Return `error`, which the handler of the signal `number` is about to raise."""
+        self._raised = error, number
+        return error
+
+    def take(self) -> bool:
+        """Return whether the handler is called by a redelivery and not by a signal."""
+        is_due, self._is_due = self._is_due, False
+        return is_due
+
+    def has_ended(self) -> bool:
+        """Return whether the block of `active` has ended."""
+        return self._ended.is_set()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Redeliver ignored stops within the block."""
+        hook_before = sys.unraisablehook
+
+        def hook(unraisable: UnraisableHookArgs, /) -> None:
+            if self._raised is None or unraisable.exc_value is not self._raised[0]:
+                hook_before(unraisable)
+                return
+            # Raised here it would be ignored too, so a thread interrupts the main thread later.
+            self._thread = Thread(target=self._redeliver, args=(self._raised[1],), daemon=True)
+            self._thread.start()
+
+        sys.unraisablehook = hook
+        try:
+            yield
+        finally:
+            sys.unraisablehook = hook_before
+            self._ended.set()
+            if self._thread is not None:
+                self._thread.join()
+
+    def _redeliver(self, number: signal.Signals) -> None:
+        if not self._ended.wait(REDELIVERY):
+            self._is_due = True
+            _thread.interrupt_main(number)
 
 
 def announce_stop(observer: Observer, unfinished: str) -> None:

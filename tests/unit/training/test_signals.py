@@ -5,9 +5,13 @@ The signals are real: this process sends them to itself.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import time
+import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
@@ -83,3 +87,104 @@ def test_handle_signals_echo_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> N
         time.sleep(0.15)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _signal_in_del(send: Callable[[], None]) -> None:
+    class Sender:
+        def __del__(self) -> None:
+            send()
+
+    Sender()
+
+
+def _signal_in_weakref_callback(send: Callable[[], None]) -> None:
+    class Target:
+        pass
+
+    target = Target()
+    reference = weakref.ref(target, lambda _: send())
+    del target
+    assert reference() is None
+
+
+def _signal_in_gc_callback(send: Callable[[], None]) -> None:
+    def callback(phase: str, _info: dict[str, int]) -> None:
+        if phase == "start":
+            send()
+
+    gc.callbacks.append(callback)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(callback)
+
+
+SWALLOWING = [_signal_in_del, _signal_in_weakref_callback, _signal_in_gc_callback]
+"""Places where Python ignores an exception."""
+
+
+def _swallow_and_wait(swallow: Callable[[Callable[[], None]], None], number: signal.Signals) -> None:
+    swallow(lambda: os.kill(os.getpid(), number))
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("swallow", SWALLOWING)
+def test_handle_signals_stop_ignored_by_python(
+    swallow: Callable[[Callable[[], None]], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    stop, hook = StopSignal(), sys.unraisablehook
+    with stop.handle_signals():
+        with pytest.raises(StopRequested), stop.interruptible():
+            _swallow_and_wait(swallow, signal.SIGTERM)
+        assert stop.is_requested()
+        with pytest.raises(KeyboardInterrupt) as caught:  # a redelivery does not count as a second signal
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert caught.type is KeyboardInterrupt
+    assert sys.unraisablehook is hook
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("swallow", SWALLOWING)
+def test_handle_signals_second_signal_ignored_by_python(swallow: Callable[[Callable[[], None]], None]) -> None:
+    stop = StopSignal()
+    with stop.handle_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            _swallow_and_wait(swallow, signal.SIGINT)
+    assert caught.type is KeyboardInterrupt
+
+
+def test_handle_signals_ignored_stop_after_the_block(collector: Collector) -> None:
+    """A stop that Python ignored at the end of an interruptible block is announced, and the next block sees it."""
+    stop = StopSignal()
+    with stop.handle_signals(first=lambda: stop.announce(collector)):
+        with stop.interruptible():
+            _signal_in_del(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert wait_for_notices(collector) == ["stopping"]
+        with pytest.raises(StopRequested), stop.interruptible():
+            pass
+
+
+def test_handle_signals_ignored_stop_at_the_end() -> None:
+    """Nothing arrives after the block, where the signal would have its default effect: end the process."""
+    before = signal.getsignal(signal.SIGTERM)
+    stop = StopSignal()
+    with stop.handle_signals(), stop.interruptible():
+        _signal_in_del(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) is before
+    time.sleep(5 * signals.REDELIVERY)
+
+
+def test_handle_signals_other_ignored_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors that are no stop reach the former hook."""
+    reported: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(unraisable.exc_type))
+
+    def fail() -> None:
+        raise ValueError
+
+    with StopSignal().handle_signals():
+        _signal_in_del(fail)
+    assert reported == [ValueError]
