@@ -406,8 +406,7 @@ def load_chat_format(
     from neftcli.models.chat_templates import set_chat_template
     from neftcli.models.gguf import is_gguf_converted
     from neftcli.models.limits import load_embedding_size
-    from neftcli.models.loading import load_tokenizer
-    from neftcli.models.settings_files import read_stop_tokens
+    from neftcli.models.loading import load_tokenizer, read_stop_tokens
 
     if reference.kind == "gguf" and not is_gguf_converted(Path(reference.location)):
         observer.notify(Phase(PhaseId.CONVERTING_GGUF))

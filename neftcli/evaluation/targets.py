@@ -98,8 +98,7 @@ class EvalTarget:
         from neftcli.data.chat import build_chat_format, load_chat_format
         from neftcli.models.chat_templates import set_chat_template
         from neftcli.models.limits import load_embedding_size
-        from neftcli.models.loading import load_tokenizer
-        from neftcli.models.settings_files import read_stop_tokens
+        from neftcli.models.loading import load_tokenizer, read_stop_tokens
 
         if self.tokenizer is None:
             return load_chat_format(self.recipe, self.reference, row_format, observer)[0]

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from neftcli.errors import ModelError, Problem, first_line
+from neftcli.models.registry import ModelReference
+from neftcli.models.settings_files import convert_to_transformers_4, write_generation_config
 from neftcli.system.cache_folder import cache_folder, open_cache_folder
 from neftcli.system.files import file_sha256, read_json_object, remove, require_no_link
 
@@ -67,7 +69,7 @@ def _convert_to(entry: Path, file: Path, digest: str) -> None:
         remove(entry)
         scratch = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=entry.parent))
         try:
-            _convert(file, scratch)
+            write_safetensors(file, scratch)
             (scratch / MANIFEST).write_text(json.dumps(_build_manifest(scratch, digest), indent=1), encoding="utf-8")
             scratch.rename(entry)
         finally:
@@ -123,7 +125,7 @@ def read_gguf_stop_tokens(file: Path) -> set[int]:
     return {int(field.contents()) for field in tokens if field is not None}
 
 
-def _convert(file: Path, target: Path) -> None:
+def write_safetensors(file: Path, target: Path) -> None:
     """Write `file` as safetensors to the folder `target`, in a form that transformers 4 reads too.
 
     Raises:
@@ -157,8 +159,6 @@ def _convert(file: Path, target: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config._name_or_path = file.stem
-    from neftcli.models.settings_files import convert_to_transformers_4, write_generation_config
-
     try:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
@@ -168,3 +168,15 @@ def _convert(file: Path, target: Path) -> None:
         write_generation_config(target, {}, model.config.to_dict(), stop_ids, tokenizer.pad_token_id)
     except SafetensorError as error:  # for example a full disk
         raise OSError(str(error)) from error
+
+
+def pretrained_location(reference: ModelReference) -> str:
+    """Return a model's hub id or folder for `from_pretrained`; a .gguf file is converted first."""
+    return str(convert_gguf(Path(reference.location))) if reference.kind == "gguf" else reference.location
+
+
+def settings_reference(reference: ModelReference) -> ModelReference:
+    """Return the folder or repository with a model's settings; for a .gguf file that of its conversion."""
+    if reference.kind != "gguf":
+        return reference
+    return ModelReference(reference.name, "folder", pretrained_location(reference), alias=reference.alias)

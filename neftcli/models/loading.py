@@ -1,4 +1,4 @@
-"""Load a tokenizer, a model and an adapter, and turn the libraries' errors into messages with a hint.
+"""Load a tokenizer, a model and an adapter, and read the tokens that end an answer.
 
 Only safetensors files are read, never pickles. Code that comes with a model runs only if the recipe allows it.
 """
@@ -7,33 +7,33 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import LibraryPanic, ModelError, NeftError, Problem, panics_as_errors
+from neftcli.errors import ModelError, Problem
 from neftcli.models.files import (
     CODE_SETTINGS,
     CUSTOM_GENERATE,
     REFETCH,
     code_file,
     code_references,
-    find_damaged_file,
     is_code_elsewhere,
     model_sha256,
     require_inside,
 )
-from neftcli.models.gguf import convert_gguf
-from neftcli.models.registry import ALIASES, ModelReference
-from neftcli.models.validate import find_file, read_json, stored_quantization
+from neftcli.models.gguf import pretrained_location, settings_reference
+from neftcli.models.load_errors import (
+    library_message,
+    pickled_weights_error,
+    save_tokenizer_call,
+    translate_load_errors,
+)
+from neftcli.models.registry import ModelReference
+from neftcli.models.settings_files import CONFIG, find_file, read_generation_settings, read_json
+from neftcli.models.validate import stored_quantization
 from neftcli.system.files import file_sha256
-from neftcli.system.hub import add_hub_settings
-from neftcli.system.paths import closest_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,13 +42,6 @@ if TYPE_CHECKING:
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """A full commit id of the hub."""
-IMPOSSIBLE_SIZE = re.compile("negative dimension|Storage size calculation overflowed|Overflow when unpacking")
-"""torch's messages for a tensor whose size is negative or exceeds 64 bits."""
-
-
-def pretrained_location(reference: ModelReference) -> str:
-    """Return a model's hub id or folder for `from_pretrained`; a .gguf file is converted first."""
-    return str(convert_gguf(Path(reference.location))) if reference.kind == "gguf" else reference.location
 
 
 def pretrained_arguments(reference: ModelReference, trust_remote_code: bool) -> dict[str, Any]:
@@ -137,7 +130,7 @@ def load_tokenizer(
             Problem(
                 f"model.name: {reference.name} has a slow tokenizer, without the offsets of tokens",
                 "no tokenizer.json",
-                f"save a fast tokenizer in the same folder: {_save_call(reference)}",
+                f"save a fast tokenizer in the same folder: {save_tokenizer_call(reference)}",
             )
         )
     if tokenizer.eos_token is None:
@@ -151,12 +144,6 @@ def load_tokenizer(
     if vocabulary is not None and tokenizer.eos_token_id >= vocabulary:
         raise missing_embedding_error("the end-of-text token", tokenizer, tokenizer.eos_token_id, vocabulary)
     return tokenizer, _set_missing_pad_token(tokenizer, vocabulary)
-
-
-def _save_call(reference: ModelReference) -> str:
-    """Return the Python call that saves a tokenizer in the model's folder."""
-    folder = repr(reference.location) if reference.kind == "folder" else "folder"
-    return f"tokenizer.save_pretrained({folder})"
 
 
 def _set_missing_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> list[str]:
@@ -313,7 +300,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     if not (folder / "adapter_model.safetensors").is_file():  # peft would try a pickle, and then the hub
         files = ", ".join(sorted(item.name for item in folder.iterdir()))
         if (folder / "adapter_model.bin").is_file():
-            raise _pickled_error(reference, files)
+            raise pickled_weights_error(reference, files)
         raise ModelError(
             Problem(f"{folder}: adapter_model.safetensors is missing", files, "repeat the run with neft train")
         )
@@ -378,165 +365,21 @@ def build_meta_model(reference: ModelReference, config: Any, trust_remote_code: 
             raise
         message = f"model.name: the code of {reference.name} can't build the model without its weights"
         hint = "build the model on torch's meta device, as transformers does"
-        raise ModelError(Problem(message, _first_line(error), hint)) from error
+        raise ModelError(Problem(message, library_message(error), hint)) from error
     return model
 
 
-@contextmanager
-def translate_load_errors(reference: ModelReference) -> Iterator[None]:
-    """Turn the libraries' exceptions within the block into a `ModelError` with a hint."""
-    from huggingface_hub import errors as hub
+def read_stop_tokens(reference: ModelReference) -> set[int]:
+    """Read the stop tokens: `eos_token_id` of generation_config.json, else of config.json; empty if neither has any.
 
-    name = reference.name
-    try:
-        with panics_as_errors():
-            yield
-    except hub.GatedRepoError:
-        raise _gated_error(reference) from None
-    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError):
-        raise ModelError(
-            Problem(
-                "model.name: the hub has no such model or revision, or it is private",
-                reference.describe_source(),
-                "neft models    lists the aliases; log in for a private model: hf auth login",
-            )
-        ) from None
-    except OSError as error:
-        raise _unreadable_error(reference, error) from error
-    except ValueError as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                Problem(
-                    f"model.name: {name} needs its own Python code, which neft doesn't run by default",
-                    "model.trust_remote_code: false",
-                    "read the code; if you trust it: --trust-remote-code"
-                    + (", with a commit as --revision" if reference.kind == "hub" else ""),
-                )
-            ) from None
-        if "backend tokenizer" in str(error):
-            raise ModelError(
-                Problem(
-                    f"model.name: {name} has no tokenizer",
-                    "neither tokenizer.json nor files from which transformers can build it",
-                    f"save the tokenizer in the same folder: {_save_call(reference)}",
-                )
-            ) from error
-        raise _unloadable_error(reference, error) from error
-    except UnpicklingError as error:  # an index that names pickles; torch rejects them with weights_only
-        raise _pickled_error(reference, "an index of safetensors that names files of other types") from error
-    except ImportError as error:
-        raise ModelError(
-            Problem(f"model.name: {name} needs a package that is not installed", _first_line(error))
-        ) from error
-    except LibraryPanic as error:  # in tokenizer.json or in weights
-        raise _unloadable_error(reference, error) from error
-    except NeftError:
-        raise
-    except Exception as error:
-        model_error = _damaged_file_error(reference, error)
-        if model_error is None:
-            raise
-        raise model_error from error
-
-
-def _damaged_file_error(reference: ModelReference, error: Exception) -> ModelError | None:
-    """Return the error for damaged files; None if a library or the machine is the cause."""
-    name = reference.name
-    if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-        details = _find_damage(reference) or (str(error), REFETCH)
-        return ModelError(Problem(f"model.name: a weight file of {name} is damaged", *details))
-    if isinstance(error, RuntimeError | TypeError) and IMPOSSIBLE_SIZE.search(str(error)):
-        message = f"model.name: config.json of {name} has sizes that no model can have"
-        return ModelError(Problem(message, _first_line(error), REFETCH))
-    if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
-        message = f"model.name: the weights of {name} don't have the shapes given in its config.json"
-        return ModelError(Problem(message, "", REFETCH))
-    # The libraries fail in many ways on unexpected files. A RuntimeError comes from the machine, except for the
-    # RecursionError in files that are nested too deeply.
-    from_machine = isinstance(error, RuntimeError | MemoryError) and not isinstance(error, RecursionError)
-    if reference.kind == "folder" and not from_machine:
-        return _unloadable_error(reference, error)
-    return None
-
-
-def _find_damage(reference: ModelReference) -> tuple[str, str] | None:
-    """Find a damaged file in the model's folder, or in its snapshot in the hub's cache."""
-    if reference.kind == "folder":
-        return find_damaged_file(Path(reference.location))
-    config = find_file(reference, "config.json", cached=True) if reference.kind == "hub" else None
-    return find_damaged_file(config.parent) if config is not None else None
-
-
-def _unloadable_error(reference: ModelReference, error: Exception) -> ModelError:
-    """Return the error for a model whose files the libraries can't load, for any reason."""
-    message = f"model.name: {reference.name} can't be loaded"
-    damage = find_damaged_file(Path(reference.location)) if reference.kind == "folder" else None
-    if damage is not None:
-        return ModelError(Problem(message, *damage))
-    got = _first_line(error)
-    if not isinstance(error, ValueError):
-        got = f"the libraries fail on its files: {got}"
-        if type(error).__name__ not in got:
-            got = f"{got} ({type(error).__name__})"
-    return ModelError(Problem(message, got, f"{REFETCH}; or upgrade transformers: pip install -U transformers"))
-
-
-def _unreadable_error(reference: ModelReference, error: OSError) -> ModelError:
-    """Return the error for a model whose files can't be read or downloaded."""
-    text, first = str(error), _first_line(error)
-    if "gated" in text.lower():
-        return _gated_error(reference)
-    if reference.kind == "hub" and "safetensors" not in text.split("and")[0]:
-        return ModelError(
-            Problem(
-                f"model.name: {reference.describe_source()} can't be reached, and is not in the local cache",
-                add_hub_settings(first),
-                _offline_hint(reference),
-                closest_path(Path(reference.location)) if Path(reference.location).parent.is_dir() else "",
-            )
-        )
-    pickled = any(Path(reference.location).glob("*.bin")) if reference.kind == "folder" else "safetensors" in text
-    if pickled:
-        return _pickled_error(reference, first)
-    damage = find_damaged_file(Path(reference.location)) if reference.kind == "folder" else None
-    return ModelError(Problem(f"model.name: {reference.name} can't be read", *(damage or (first, REFETCH))))
-
-
-def _offline_hint(reference: ModelReference) -> str:
-    """Name what works without a network: this model, or a different one, from an installed package."""
-    alias = reference.alias
-    if alias is not None and alias.package:
-        return "leave out --revision    the installed package has the model" if alias.packaged_file() else alias.install
-    name, packaged = next((name, alias) for name, alias in ALIASES.items() if alias.package)
-    install = "" if packaged.packaged_file() else f"{packaged.install}, then "
-    return f"go online once, or use a local folder; without a network: {install}--model {name}"
-
-
-def _pickled_error(reference: ModelReference, got: str) -> ModelError:
-    """Return the error for a model without safetensors files."""
-    return ModelError(
-        Problem(
-            f"model.name: {reference.name} has only pickled weights (.bin), which can run code; neft doesn't read them",
-            got,
-            "load the model in an environment that you trust, and save it again with save_pretrained",
-        )
-    )
-
-
-def _gated_error(reference: ModelReference) -> ModelError:
-    """Return the error for a model whose licence must be accepted on the hub."""
-    return ModelError(
-        Problem(
-            f"model.name: {reference.location} is gated: accept its licence on the hub first",
-            "no access with the current login",
-            f"accept it on the page of {reference.location}, then: hf auth login",
-        )
-    )
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message, with the next one if it ends in a colon; its type if empty."""
-    if isinstance(error, LibraryPanic):
-        return error.problems[0].got
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[:2]) if lines[0].endswith(":") else lines[0]
+    Raises:
+        ModelError: generation_config.json is damaged, or the hub can't be reached.
+    """
+    base = settings_reference(reference)
+    config = read_json(base, CONFIG)
+    text_config = config.get("text_config")
+    for settings in (read_generation_settings(base), config, text_config if isinstance(text_config, dict) else {}):
+        ids: Any = settings.get("eos_token_id")
+        if ids is not None:
+            return {token for token in (ids if isinstance(ids, list) else [ids]) if isinstance(token, int)}
+    return set()

@@ -137,7 +137,8 @@ def _configuration(reference: ModelReference, trust_remote_code: bool) -> Any:
     if reference.alias and reference.alias.architecture:
         architecture = dict(reference.alias.architecture)
         return AutoConfig.for_model(architecture.pop("model_type"), **architecture)
-    from neftcli.models.loading import pretrained_location, translate_load_errors
+    from neftcli.models.gguf import pretrained_location
+    from neftcli.models.load_errors import translate_load_errors
 
     with translate_load_errors(reference):
         return AutoConfig.from_pretrained(

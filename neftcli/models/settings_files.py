@@ -1,4 +1,4 @@
-"""Read and write the files around the weights: `config.json`, generation settings and the tokenizer's files.
+"""Locate, read and write the files around the weights: `config.json`, generation settings and the tokenizer's files.
 
 transformers 5 writes settings that transformers 4, vLLM and llama.cpp's converter may not read (`rope_parameters`
 instead of `rope_theta`, `TokenizersBackend` instead of `Qwen2Tokenizer`), and settings of training (`use_cache` off).
@@ -18,16 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem, first_line
 from neftcli.models.files import REFETCH
-from neftcli.models.loading import pretrained_location
+from neftcli.models.load_errors import translate_load_errors
 from neftcli.models.registry import ModelReference
-from neftcli.models.validate import find_file, read_json
+from neftcli.system.files import read_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from transformers import PreTrainedTokenizerBase
-
-    from neftcli.models.validate import Settings
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
@@ -36,13 +34,54 @@ TOKENIZER_FILES = (
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt"),
 )
 DTYPES = ("torch_dtype", "dtype")
+Settings = dict[str, Any]
+"""Content of a file of settings."""
 
 
-def settings_reference(reference: ModelReference) -> ModelReference:
-    """Return the folder or repository with a model's settings; for a .gguf file that of its conversion."""
-    if reference.kind != "gguf":
-        return reference
-    return ModelReference(reference.name, "folder", pretrained_location(reference), alias=reference.alias)
+def find_file(reference: ModelReference, name: str, *, cached: bool = False) -> Path | None:
+    """Locate a file of a model's folder or repository on this machine; None if there is none.
+
+    Args:
+        reference: The model.
+        name: Name of the file.
+        cached: Find only downloaded files of a model on the hub.
+
+    Raises:
+        ModelError: The hub can't be reached.
+    """
+    if reference.kind == "gguf":
+        return None
+    if reference.kind == "folder":
+        file = Path(reference.location) / name
+        return file if file.is_file() else None
+    from transformers.utils.hub import cached_file
+
+    with translate_load_errors(reference):
+        path = cached_file(
+            reference.location,
+            name,
+            revision=reference.revision,
+            local_files_only=cached,
+            _raise_exceptions_for_gated_repo=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    return Path(path) if path else None
+
+
+def read_json(reference: ModelReference, name: str, *, cached: bool = False) -> Settings:
+    """Read a JSON file of the model's folder; empty if it is missing or damaged, or if the model is a .gguf file.
+
+    Args:
+        reference: The model.
+        name: Name of the file.
+        cached: Read only downloaded files of a model on the hub.
+
+    Raises:
+        ModelError: The hub can't be reached.
+    """
+    file = find_file(reference, name, cached=cached)
+    return read_json_object(file) if file is not None else {}  # damage is reported when the model is loaded
 
 
 def write_config(folder: Path, base: Settings, dtype: str) -> None:
@@ -164,23 +203,7 @@ def convert_to_transformers_4(folder: Path) -> None:
     _write(folder / TOKENIZER, tokenizer)
 
 
-def read_stop_tokens(reference: ModelReference) -> set[int]:
-    """Read the stop tokens: `eos_token_id` of generation_config.json, else of config.json; empty if neither has any.
-
-    Raises:
-        ModelError: generation_config.json is damaged, or the hub can't be reached.
-    """
-    base = settings_reference(reference)
-    config = read_json(base, CONFIG)
-    text_config = config.get("text_config")
-    for settings in (_read_generation_settings(base), config, text_config if isinstance(text_config, dict) else {}):
-        ids: Any = settings.get("eos_token_id")
-        if ids is not None:
-            return {token for token in (ids if isinstance(ids, list) else [ids]) if isinstance(token, int)}
-    return set()
-
-
-def _read_generation_settings(base: ModelReference) -> Settings:
+def read_generation_settings(base: ModelReference) -> Settings:
     """Read generation_config.json; empty if there is none.
 
     Raises:

