@@ -14,7 +14,7 @@ from typing import Any
 
 from neftcli.events import Event, Phase, PhaseId, TrainingProgress
 from neftcli.recipe.loading import parse_assignment, resolve_recipe
-from neftcli.runs.checkpoints import Checkpoints
+from neftcli.runs.checkpoints import CheckpointFolder
 
 PRELOADED = [
     "neftcli.training.train",
@@ -80,7 +80,7 @@ class Killer:
         """Watch evaluations, and checkpoints without their manifest."""
         from neftcli.evaluation import loss
 
-        row_losses, publish = loss.row_losses, Checkpoints.publish
+        row_losses, publish = loss.row_losses, CheckpointFolder.publish
 
         def evaluating(*arguments: Any) -> Any:
             if self.done >= self.step and self.evaluating:
@@ -88,12 +88,12 @@ class Killer:
                 self.strike()
             return row_losses(*arguments)
 
-        def saving(checkpoints: Checkpoints, step: int, facts: Mapping[str, Any]) -> None:
+        def saving(checkpoints: CheckpointFolder, step: int, facts: Mapping[str, Any]) -> None:
             if step >= self.step and self.saving:
                 self.strike()
             publish(checkpoints, step, facts)
 
-        loss.row_losses, Checkpoints.publish = evaluating, saving  # type: ignore[method-assign, assignment]
+        loss.row_losses, CheckpointFolder.publish = evaluating, saving  # type: ignore[method-assign, assignment]
 
 
 def train_in_child(settings: dict[str, Any], output: Path, resume: str | None, killer: Killer) -> None:

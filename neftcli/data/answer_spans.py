@@ -8,18 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from neftcli.data.chat import MARK, ChatFormat, Span
 from neftcli.data.tokenizer import THINK_END
 from neftcli.errors import DataError, ModelError, Problem
 from neftcli.models.chat_templates import OTHER_TEMPLATE
 
 if TYPE_CHECKING:
-    from neftcli.data.chat import ChatFormat
     from neftcli.data.example import Example
 
-Span = tuple[int, int]
-"""The first character of a part of a text, and the character after it."""
-MARK = 0xF8000
-"""First of the private-use characters around each turn's content by which it is found in a rendering."""
 EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\s*")
 
 
@@ -36,6 +32,23 @@ class _MarkPositions:
     unique: dict[int, int]
     present: frozenset[int]
     reliable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSpan:
+    """Bounds of an assistant turn in a rendered conversation.
+
+    Attributes:
+        turn: Index of the turn.
+        start: First character that generation writes.
+        end: Character after the answer and its stop token.
+        learned: The answer carries loss.
+    """
+
+    turn: int
+    start: int
+    end: int
+    learned: bool
 
 
 class Marks:

@@ -1,9 +1,4 @@
-"""Conversations as text: rendered by a chat template, with the bounds of each answer and its stop tokens.
-
-The bounds of each answer are read from the first of these that exists:
-1. the `{% generation %}` blocks of TRL's training template, if TRL has one for the model's chat template;
-2. the `{% generation %}` blocks of the model's own template;
-3. the conversation rendered up to each answer, and the answer's text in the whole.
+"""Conversations as text: rendered by a chat template, which names the tokens that end an answer.
 
 Training uses TRL's training template, which renders earlier turns as they were answered. Prompts for generation use the
 model's own template, as any other program that loads the model does.
@@ -14,15 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from neftcli.data.answer_spans import MARK, AnswerLocator, Marks, Span, assign_blocks
 from neftcli.data.example import Example, Turn
-from neftcli.data.rendering_checks import WITH_TOOLS, find_reasoning_left_out, require_rendered
 from neftcli.data.tokenizer import THINK, THINK_END, ContinuationEncoder, SpecialTokenEscaper, tokenizer_errors
 from neftcli.errors import DataError, ModelError, Problem
 from neftcli.events import Observer, Phase, PhaseId
@@ -40,47 +32,19 @@ if TYPE_CHECKING:
 
     from neftcli.recipe.schema import Recipe
 
-LossOn = Literal["auto", "all", "last", "completion", "tokens"]
 Form = Literal["text", "parts"]
+Span = tuple[int, int]
+"""The first character of a part of a text, and the character after it."""
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 QUESTION, ANSWER, ARGUMENT = "Questionmark", "Answermark", "Argumentmark"
 """Texts that occur in no template."""
-PROMPT_DIFFERS = "the text before the last answer differs from the prompt that generation starts from"
+WITH_TOOLS = "use a model whose chat template supports tools, or --chat-template FILE with such a template"
+"""Hint if a template rejects or leaves out tools."""
+MARK = 0xF8000
+"""First of the private-use characters around each turn's content by which it is found in a rendering."""
 MAX_SHOWN = 150
 """Maximum characters of a rendering in a message."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An assistant turn in a rendered conversation.
-
-    Attributes:
-        turn: Index of the turn.
-        start: First character that generation writes.
-        end: Character after the answer and its stop token.
-        learned: The answer carries loss.
-    """
-
-    turn: int
-    start: int
-    end: int
-    learned: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Rendering:
-    """A conversation, rendered for training.
-
-    Attributes:
-        text: The text; special tokens in the data are escaped (`SpecialTokenEscaper`).
-        answers: The assistant turns, in order.
-        remarks: Remarks on how the template renders earlier turns.
-    """
-
-    text: str
-    answers: tuple[Answer, ...]
-    remarks: tuple[str, ...] = ()
 
 
 class ChatFormat:
@@ -96,6 +60,7 @@ class ChatFormat:
     Attributes:
         stop_token_ids: Ids of the tokens that end an answer: EOS, the declared ones, and those that the template writes
             after an answer.
+        ending: Stop token of a last answer after which the template writes nothing.
         writes_date: The template writes the current date, which `TEMPLATE_DATE` replaces.
 
     Raises:
@@ -121,14 +86,14 @@ class ChatFormat:
         self._forms: tuple[Form, Form] = ("text", "text")
         declared = {index for index in declared_stops if index in self._added}
         self.stop_token_ids = frozenset({int(tokenizer.eos_token_id)} | declared)
-        self._ending = str(tokenizer.eos_token)  # of a last answer after which the template writes nothing
+        self.ending = str(tokenizer.eos_token)
         if own:
             self._forms = self._find_forms()
             answer_stop = self._stop_after(_PROBE, ANSWER, 0)
             call_stop = self._stop_after(_CALL_PROBE, ARGUMENT, -1) if "tool_calls" in self._training else None
             self.stop_token_ids |= {stop for stop in (answer_stop, call_stop) if stop is not None}
             if answer_stop is not None:
-                self._ending = self._added[answer_stop]
+                self.ending = self._added[answer_stop]
 
     # The tokenizer
 
@@ -156,39 +121,13 @@ class ChatFormat:
         prompt_turns = len(example.turns) - bool(example.answer())
         return self._render(self._own, example, prompt_turns, add_generation_prompt=True)[0]
 
-    def render(self, example: Example, loss_on: LossOn = "auto") -> Rendering:
-        """Render a conversation for training.
-
-        Args:
-            example: A conversation.
-            loss_on: The recipe's `data.loss_on`.
+    def render_all(self, example: Example) -> tuple[str, list[Span]]:
+        """Render a conversation for training; also return the template's generation blocks.
 
         Raises:
-            DataError: The template rejects this conversation, or leaves a part of it out.
-            ModelError: The start of an answer can't be located.
+            DataError: The template rejects this conversation.
         """
-        text, blocks = self._render(self._training, example)
-        marks = Marks(self, example, text)
-        require_rendered(self, text, example, marks)
-        locator = AnswerLocator(self, example, text, marks)
-        indices = [index for index, turn in enumerate(example.turns) if turn.role == "assistant"]
-        blocks = assign_blocks(blocks, len(indices))
-        answers: list[Answer] = []
-        for number, index in enumerate(indices):
-            begin = answers[-1].end if answers else 0
-            prompt = self.render_turns(example, index, add_generation_prompt=True)
-            start, end = locator.locate(index, prompt, blocks[number] if blocks else None, begin)
-            answers.append(Answer(index, start, end, _is_learned(example, index, indices, loss_on)))
-        last = answers[-1]
-        if not text[last.end :].strip() and not text[: last.end].endswith(self.stop_tokens):
-            text = text[: last.end] + self._ending
-            answers[-1] = Answer(last.turn, last.start, len(text), last.learned)
-        if self._training != self._own:
-            prompt = self.render_prompt(example)
-        remarks = find_reasoning_left_out(self, text, example, answers)
-        if last.turn == len(example.turns) - 1 and prompt != text[: last.start]:
-            remarks.append(PROMPT_DIFFERS)
-        return Rendering(text, tuple(answers), tuple(remarks))
+        return self._render(self._training, example)
 
     def render_turns(self, example: Example, turns: int, *, add_generation_prompt: bool = False) -> str:
         """Render the first `turns` turns for training."""
@@ -314,6 +253,11 @@ class ChatFormat:
     def renders_reasoning(self) -> bool:
         """Whether the template can render the reasoning of an answer."""
         return re.search("reasoning|thinking", self._training) is not None
+
+    @property
+    def has_training_template(self) -> bool:
+        """Whether training uses TRL's template instead of the model's own."""
+        return self._training != self._own
 
     def _find_forms(self) -> tuple[Form, Form]:
         """Return the form of content that the template takes, text or a list of parts, in questions and in answers.
@@ -445,13 +389,3 @@ def _describe_missing(text: str) -> str:
     if missing:
         return f"{' and '.join(missing)} {verb} missing in: {shown}"
     return f"{' and '.join(repeated)} {verb} repeated in: {shown}"
-
-
-def _is_learned(example: Example, index: int, answer_indices: Sequence[int], loss_on: LossOn) -> bool:
-    """Return whether an answer carries loss: as the data marks it, else as the recipe says."""
-    marked = example.turns[index].learn
-    if marked is not None:
-        return marked
-    if loss_on == "last":
-        return index == answer_indices[-1]
-    return loss_on not in ("auto", "completion") or index >= example.completion

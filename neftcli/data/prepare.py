@@ -20,7 +20,8 @@ from neftcli.errors import DataError, Problem
 from neftcli.events import DataReady, SplitCounts
 
 if TYPE_CHECKING:
-    from neftcli.data.chat import ChatFormat, LossOn
+    from neftcli.data.chat import ChatFormat
+    from neftcli.data.rendering import LossOn
     from neftcli.recipe.schema import Data
 
 

@@ -8,17 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from neftcli.data.chat import WITH_TOOLS, ChatFormat
 from neftcli.data.tokenizer import THINK, THINK_END
 from neftcli.errors import DataError, Problem
 from neftcli.models.chat_templates import OTHER_TEMPLATE
 
 if TYPE_CHECKING:
-    from neftcli.data.answer_spans import Marks
-    from neftcli.data.chat import Answer, ChatFormat
+    from neftcli.data.answer_spans import AnswerSpan, Marks
     from neftcli.data.example import Example, Turn
 
 THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
-WITH_TOOLS = "use a model whose chat template supports tools, or --chat-template FILE with such a template"
 DROP_REASONING = "--set data.reasoning=drop"
 
 
@@ -47,7 +46,7 @@ def require_rendered(chat: ChatFormat, text: str, example: Example, marks: Marks
             _reject_turn(chat, example.turns[index], _turn_location(example, index))
 
 
-def find_reasoning_left_out(chat: ChatFormat, text: str, example: Example, answers: Sequence[Answer]) -> list[str]:
+def find_reasoning_left_out(chat: ChatFormat, text: str, example: Example, answers: Sequence[AnswerSpan]) -> list[str]:
     """Return a remark if the template leaves out the reasoning of earlier answers.
 
     Args:

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from neftcli.data.chat import PROMPT_DIFFERS, ChatFormat, LossOn, Rendering
+from neftcli.data.chat import ChatFormat
 from neftcli.data.example import Example
+from neftcli.data.rendering import PROMPT_DIFFERS, LossOn, Rendering, render_conversation
 from neftcli.data.tokenizer import is_tokenizer_error, tokenizer_errors
 from neftcli.errors import panics_as_errors
 
@@ -143,7 +144,7 @@ def _prefix_text(chat: ChatFormat) -> str:
 
 
 def _tokenize_conversations(chat: ChatFormat, batch: Sequence[Example], loss_on: LossOn) -> Iterator[TokenizedText]:
-    renderings = [chat.render(example, loss_on) for example in batch]
+    renderings = [render_conversation(chat, example, loss_on) for example in batch]
     texts = []
     prompts = []
     for rendering in renderings:

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import torch
 
-from neftcli.evaluation.number_format import count_noun
 from neftcli.events import Notice, Observer
 from neftcli.system.device import is_out_of_memory
+from neftcli.wording import count_noun
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -32,6 +32,7 @@ from neftcli.statistics.win_rates import estimate_win_rate
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
+    from neftcli.evaluation.judge import JudgeScores
     from neftcli.evaluation.measurement import ModelResults
 
 Values = NDArray[np.float64]
@@ -40,25 +41,6 @@ Values = NDArray[np.float64]
 
 def _values(numbers: Iterable[float | None]) -> Values:
     return np.array([np.nan if number is None else float(number) for number in numbers])
-
-
-@dataclass(frozen=True)
-class JudgeScores:
-    """The judge's scores of the evaluated model's answers against another model's.
-
-    Attributes:
-        against: Role of the other model.
-        scores: (rows,), 1 won, 0 lost, 0.5 tie; None if a verdict could not be read.
-        matched: (rows,), True if both answers have about the same length.
-        lengths: (rows,), characters of the evaluated model's answer minus those of the other's.
-        verdicts: (rows,), the judge's verdicts in the two orders.
-    """
-
-    against: str
-    scores: tuple[float | None, ...]
-    matched: tuple[bool, ...]
-    lengths: tuple[int, ...]
-    verdicts: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,16 +17,16 @@ from neftcli.data.tokens import split_prompt_and_reference
 from neftcli.errors import InputError, NeftError, Preempted, Problem, first_line
 from neftcli.evaluation.cache import lock_results
 from neftcli.evaluation.held_out import EvalRows, read_eval_rows
-from neftcli.evaluation.number_format import count_noun
 from neftcli.evaluation.targets import EvalTarget, base_model_target, resolve_target
 from neftcli.events import EvaluationReport, Notice, Observer, Phase, PhaseId, PhaseProgress
 from neftcli.models.validate import validate_model, validate_weight_files
 from neftcli.recipe.trust import TRUST
 from neftcli.system.files import atomic_write, remove, remove_stale_files, require_no_link, require_no_links
 from neftcli.system.libraries import capture_library_output, prepare_libraries
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
-    from neftcli.evaluation.comparison import JudgeScores
+    from neftcli.evaluation.judge import JudgeScores
     from neftcli.evaluation.measurement import ModelResults
     from neftcli.recipe.yaml_file import Layer
 
@@ -289,8 +289,7 @@ def _judge_answers(results: Sequence[ModelResults], rows: EvalRows, observer: Ob
     settings = results[0].target.recipe.evaluation.judge
     if settings.base_url is None:
         return None
-    from neftcli.evaluation.comparison import JudgeScores
-    from neftcli.evaluation.judge import AnswerPair, find_length_matched, judge_pairs
+    from neftcli.evaluation.judge import AnswerPair, JudgeScores, find_length_matched, judge_pairs
     from neftcli.evaluation.report import instruction
 
     opponent = results[1]

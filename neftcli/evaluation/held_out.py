@@ -14,13 +14,13 @@ from neftcli.data.prepare import data_fingerprint
 from neftcli.data.sources import BUILTIN, is_hub_id
 from neftcli.data.splits import hash_prompts, sample_rows, select_distinct, select_unseen
 from neftcli.errors import DataError, Problem
-from neftcli.evaluation.number_format import count_noun
 from neftcli.evaluation.targets import EvalTarget, resolve_target
 from neftcli.events import EvaluationDataReady, Notice, Observer, Phase, PhaseId
 from neftcli.recipe.relative_paths import find_relative_paths
 from neftcli.runs.directory import RECIPE, find_run
 from neftcli.system.hub import UNREACHABLE, go_offline_if_unreachable
 from neftcli.system.paths import exists, expand_home
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from neftcli.data.splits import PromptHashes

@@ -17,7 +17,6 @@ from neftcli.evaluation.answer_metrics import AnswerMetrics, measure_answer
 from neftcli.evaluation.cache import Result, ResultCache, lock_results
 from neftcli.evaluation.generation import Answer, iter_answers
 from neftcli.evaluation.loss import RowLoss, iter_losses
-from neftcli.evaluation.number_format import count_noun
 from neftcli.evaluation.task_files import is_task_file
 from neftcli.evaluation.tasks import TaskResult, run_tasks
 from neftcli.events import Notice, Observer, Phase, PhaseId, PhaseProgress
@@ -29,6 +28,7 @@ from neftcli.models.limits import (
 )
 from neftcli.models.loading import load_config
 from neftcli.recipe.schema import TaskSettings
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from neftcli.evaluation.held_out import EvalRows

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from neftcli.evaluation.answer_metrics import distinct_n
 
 if TYPE_CHECKING:
-    from neftcli.evaluation.comparison import JudgeScores
+    from neftcli.evaluation.judge import JudgeScores
     from neftcli.evaluation.measurement import ModelResults
     from neftcli.statistics.multiple import Direction
 

@@ -16,12 +16,6 @@ SMALLEST_P = 0.001
 """Smallest p-value that is shown as a number."""
 
 
-def count_noun(number: float, noun: str) -> str:
-    """Format a number of things: "1 row", "12 rows", "0.5 epochs"."""
-    shown = str(int(number)) if number == int(number) else f"{number:.3g}"
-    return f"{shown} {noun}" if shown == "1" else f"{shown} {noun}s"
-
-
 def format_amount(metric: str, value: float, *, signed: bool = False) -> str:
     """Format a difference or an effect for a sentence: "+0.0123" nats, or "+3.1 points" of a share."""
     sign = "+" if signed else ""

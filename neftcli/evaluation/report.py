@@ -14,15 +14,15 @@ from neftcli.data.tokens import split_prompt_and_reference
 from neftcli.evaluation import sentences
 from neftcli.evaluation.answer_metrics import signatures, similarity
 from neftcli.evaluation.comparison import have_same_tokens, win_rate_bounds
-from neftcli.evaluation.number_format import count_noun
 from neftcli.events import Comparison, EvaluationReport, SideBySide, VerdictId
 from neftcli.recipe.loading import recipe_differences
 from neftcli.runs.directory import CELLS, RECIPE, format_json_line, replace_non_finite
 from neftcli.system.files import atomic_write
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
-    from neftcli.evaluation.comparison import JudgeScores
     from neftcli.evaluation.held_out import EvalRows
+    from neftcli.evaluation.judge import JudgeScores
     from neftcli.evaluation.measurement import ModelResults
     from neftcli.evaluation.targets import EvalTarget
 

@@ -60,7 +60,7 @@ class DamagedCheckpointError(Exception):
     """A checkpoint can't be verified; the message is the reason."""
 
 
-class Checkpoints:
+class CheckpointFolder:
     """Checkpoints of a run.
 
     Args:

@@ -15,7 +15,7 @@ from neftcli.events import CellState, CellStatus, Notice, Observer
 from neftcli.models.files import is_damaged_safetensors
 from neftcli.recipe.loading import load_recipe, recipe_differences
 from neftcli.recipe.schema import TaskSettings
-from neftcli.runs.checkpoints import Checkpoints
+from neftcli.runs.checkpoints import CheckpointFolder
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory
 from neftcli.runs.schemas import MeasuredCell, Record, parse_json
 from neftcli.system.files import remove
@@ -111,7 +111,7 @@ def _has_weights(run: RunDirectory) -> bool:
 
 
 def _has_checkpoint(run: RunDirectory) -> bool:
-    return Checkpoints(run.checkpoints, 1).latest_complete() is not None
+    return CheckpointFolder(run.checkpoints, 1).latest_complete() is not None
 
 
 def _last_losses(run: RunDirectory) -> dict[str, Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from neftcli.neftune import Noise
     from neftcli.recipe.schema import Checkpoints
     from neftcli.training.progress import EvaluationSchedule, TrainingClock
-    from neftcli.training.resume import Evaluation, RunState
+    from neftcli.training.resume import LossEvaluation, RunState
 
 SAVING = Phase(PhaseId.SAVING_CHECKPOINT)
 
@@ -106,7 +106,7 @@ class EvaluationCallback(TrainerCallback):
         observer: Observer,
         clock: TrainingClock,
         schedule: EvaluationSchedule,
-        measure: Callable[[int], Evaluation],
+        measure: Callable[[int], LossEvaluation],
         save_model: Callable[[], None],
         run_state: RunState,
         stop: StopSignal,

@@ -10,7 +10,7 @@ from neftcli.events import Evaluated, Observer, Phase, PhaseId
 from neftcli.models.limits import max_prompt_length
 from neftcli.system import distributed
 from neftcli.training.distributed import split_across_processes
-from neftcli.training.resume import Evaluation
+from neftcli.training.resume import LossEvaluation
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
@@ -33,7 +33,7 @@ class Evaluator:
     def __init__(self, recipe: Recipe, assets: Assets, observer: Observer, stop: StopSignal) -> None:
         self._recipe, self._assets, self._observer, self._stop = recipe, assets, observer, stop
 
-    def evaluate(self, model: Any, step: int) -> Evaluation:
+    def evaluate(self, model: Any, step: int) -> LossEvaluation:
         """Measure the loss of the held-out rows and of the probe rows; each process measures a part.
 
         Raises:
@@ -51,7 +51,7 @@ class Evaluator:
 
         held_out = split_across_processes(prepared.held_out, measure)
         probe = split_across_processes(prepared.train[: settings.probe_rows], measure)
-        return Evaluation(Evaluated(step, mean_loss(held_out), mean_loss(probe)), held_out)
+        return LossEvaluation(Evaluated(step, mean_loss(held_out), mean_loss(probe)), held_out)
 
     def generate_answers(self, model: Any, phase: PhaseId) -> list[str]:
         """Generate answers to the first held-out prompts on rank 0; other ranks return an empty list."""

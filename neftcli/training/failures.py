@@ -22,7 +22,7 @@ from neftcli.errors import (
     first_line,
 )
 from neftcli.events import Notice, Observer
-from neftcli.runs.checkpoints import Checkpoints
+from neftcli.runs.checkpoints import CheckpointFolder
 from neftcli.runs.directory import METRICS, RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.system.distributed import is_process_loss, world_size
@@ -228,7 +228,7 @@ def _describe_saved(directory: RunDirectory) -> str:
     """Describe what is saved of a run."""
     if not (directory.path / RECIPE).is_file():
         return "nothing was started"
-    checkpoint = Checkpoints(directory.checkpoints, 1).latest_complete()
+    checkpoint = CheckpointFolder(directory.checkpoints, 1).latest_complete()
     if directory.model.is_dir():
         return f"the tuned model is in {directory.model}"
     if checkpoint is not None:

@@ -17,7 +17,7 @@ from neftcli.models.registry import resolve_model
 from neftcli.recipe.loading import load_recipe, read_recipe_layers, recipe_differences, resolve_recipe, rewrite_paths
 from neftcli.recipe.relative_paths import RelativePaths, find_relative_paths, relative_paths_record
 from neftcli.recipe.trust import require_typed_trust
-from neftcli.runs.checkpoints import Checkpoint, Checkpoints
+from neftcli.runs.checkpoints import Checkpoint, CheckpointFolder
 from neftcli.runs.directory import RECIPE, RECORD, RunDirectory, find_run, find_sweep
 from neftcli.system.files import require_no_link, require_no_links
 from neftcli.system.paths import closest_path, exists, expand_home
@@ -50,8 +50,8 @@ ACCEPT = "--accept-changes    resumes anyway; the run is then recorded as mixed"
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """An evaluation of the model.
+class LossEvaluation:
+    """Losses of the model during training.
 
     Attributes:
         losses: The mean losses, and the step after which they were measured.
@@ -103,7 +103,7 @@ class RunState:
     started: float
     manifest: Mapping[str, Any]
     recipe_yaml: str
-    last_evaluation: Evaluation | None = None
+    last_evaluation: LossEvaluation | None = None
     restored: Evaluated | None = None
     unlogged: UnloggedSums | None = None
 
@@ -287,7 +287,7 @@ def find_resume_state(name: str, layers: Sequence[Layer], *, accept_changes: boo
 
 def _no_recipe(directory: RunDirectory) -> Problem:
     """Return the problem of a run without a recipe.yaml."""
-    path, checkpoint = directory.path, Checkpoints(directory.checkpoints, 1).latest_complete()
+    path, checkpoint = directory.path, CheckpointFolder(directory.checkpoints, 1).latest_complete()
     if checkpoint is not None:
         copy = f"cp {shlex.quote(f'{checkpoint}/{RECIPE}')} {shlex.quote(f'{path}/')}    restores the checkpoint's"
         return Problem(f"{path}: this run has no {RECIPE}", hint=copy)
@@ -358,7 +358,7 @@ def read_resume_state(directory: RunDirectory, recipe: Recipe, *, accept_changes
                 hint=f"neft eval {shlex.quote(str(directory.path))}    to measure it",
             )
         )
-    checkpoints = Checkpoints(directory.checkpoints, recipe.checkpoints.save_total_limit)
+    checkpoints = CheckpointFolder(directory.checkpoints, recipe.checkpoints.save_total_limit)
     checkpoint, skipped = checkpoints.latest_valid()
     if checkpoint is None and checkpoints.any_published():
         raise InputError(

@@ -32,7 +32,7 @@ from neftcli.events import (
 from neftcli.models.adapters import adapter_notices, validate_adapter
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.baseline import find_paired_run
-from neftcli.runs.checkpoints import Checkpoint, Checkpoints
+from neftcli.runs.checkpoints import Checkpoint, CheckpointFolder
 from neftcli.runs.directory import METRICS, RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.system import distributed
@@ -44,7 +44,7 @@ from neftcli.training.evaluator import Evaluator
 from neftcli.training.failures import record_outcome, report_full_disk, require_space, saved_bytes
 from neftcli.training.inputs import read_inputs, report_data
 from neftcli.training.progress import EvaluationSchedule, SavePlan, TrainingClock
-from neftcli.training.resume import BaseEvaluation, Evaluation, ResumeState, RunState, record_paths
+from neftcli.training.resume import BaseEvaluation, LossEvaluation, ResumeState, RunState, record_paths
 from neftcli.training.signals import StopRequested, StopSignal
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ class _Run:
         self.directory.clear_results()
         settings = self.recipe.evaluation
 
-        def evaluate() -> tuple[Evaluation, float]:
+        def evaluate() -> tuple[LossEvaluation, float]:
             started = time.perf_counter()
             return evaluator.evaluate(model, step=0), time.perf_counter() - started
 
@@ -296,7 +296,7 @@ class _Run:
 
         if self._checkpoint:
             run_state.restore(self._checkpoint.progress)
-        checkpoints = Checkpoints(self.directory.checkpoints, recipe.checkpoints.save_total_limit)
+        checkpoints = CheckpointFolder(self.directory.checkpoints, recipe.checkpoints.save_total_limit)
         tokenizer, rows = assets.chat.tokenizer, assets.prepared.train
         return NeftTrainer(recipe, assets.compute, model, tokenizer, rows, checkpoints, run_state)
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from neftcli.data.splits import Indices
     from neftcli.neftune import Noise, Strength
     from neftcli.recipe.schema import Adapter, Recipe
-    from neftcli.runs.checkpoints import Checkpoints
+    from neftcli.runs.checkpoints import CheckpointFolder
     from neftcli.system.device import ComputeConfig
     from neftcli.training.resume import RunState
 
@@ -72,7 +72,7 @@ class NeftTrainer(SFTTrainer):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         rows: TokenDataset,
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointFolder,
         run_state: RunState,
     ) -> None:
         training = recipe.training

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from neftcli.recipe.schema import Recipe
-from neftcli.runs.checkpoints import MANIFEST, Checkpoints
+from neftcli.runs.checkpoints import MANIFEST, CheckpointFolder
 from neftcli.runs.directory import remove_incomplete_runs
 from neftcli.sweep.cell_runs import CellRuns
 from tests.conftest import Result, call_neft, quick_arguments
@@ -148,14 +148,14 @@ def test_pickles_in_a_checkpoint_with_a_new_manifest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever can write a checkpoint can write its manifest, so what it holds is not trusted for that."""
-    publish = Checkpoints.publish
+    publish = CheckpointFolder.publish
 
-    def publish_and_stop(checkpoints: Checkpoints, step: int, facts: Mapping[str, Any]) -> None:
+    def publish_and_stop(checkpoints: CheckpointFolder, step: int, facts: Mapping[str, Any]) -> None:
         publish(checkpoints, step, facts)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "publish", publish_and_stop)
+        patched.setattr(CheckpointFolder, "publish", publish_and_stop)
         stopped = call_neft(*quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs"), "--save-steps", "2")
     [checkpoint] = (tmp_path / "runs").glob("*/checkpoints/checkpoint-2")
     assert stopped.code == 75, stopped.err
@@ -164,7 +164,7 @@ def test_pickles_in_a_checkpoint_with_a_new_manifest(
         (checkpoint / "model.safetensors").unlink()
     (checkpoint / name).write_bytes(pickled(made))
     facts = json.loads((checkpoint / MANIFEST).read_text())
-    publish(Checkpoints(checkpoint.parent, 2), 2, {key: facts[key] for key in facts if key not in OF_A_MANIFEST})
+    publish(CheckpointFolder(checkpoint.parent, 2), 2, {key: facts[key] for key in facts if key not in OF_A_MANIFEST})
     resumed = call_neft("train", "--resume", checkpoint.parents[1])
     assert "resuming after step 2" in resumed.out
     assert resumed.code == 1

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from neftcli.runs.checkpoints import MANIFEST, TRAINER_STATE, Checkpoints
+from neftcli.runs.checkpoints import MANIFEST, TRAINER_STATE, CheckpointFolder
 from tests.conftest import call_neft, quick_arguments
 
 EXAMPLES_OF_A_KIND = {"sweep": 5}  # each trains a cell again
@@ -91,18 +91,18 @@ def folder(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factory
             result = call_neft(*command)
             assert result.code == 0, result.err
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Checkpoints, "publish", publish_and_stop)
+            patched.setattr(CheckpointFolder, "publish", publish_and_stop)
             assert call_neft(*arguments, "--set", "name=stopped").code == 75
     return root
 
 
-def publish_and_stop(checkpoints: Checkpoints, step: int, facts: Mapping[str, Any]) -> None:
+def publish_and_stop(checkpoints: CheckpointFolder, step: int, facts: Mapping[str, Any]) -> None:
     """Publish a checkpoint, and ask the run to stop."""
     publish(checkpoints, step, facts)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-publish = Checkpoints.publish
+publish = CheckpointFolder.publish
 EVAL_OPTIONS = ("--no-base", "--set", "evaluation.generation.max_new_tokens=4")
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "run": (
@@ -181,7 +181,7 @@ def seal(checkpoint: Path) -> None:
         facts = {key: value for key, value in facts.items() if key not in ("files", "manifest_sha256")}
     except (ValueError, AttributeError, RecursionError):
         return
-    publish(Checkpoints(checkpoint.parent, 9), int(checkpoint.name.rpartition("-")[2]), facts)
+    publish(CheckpointFolder(checkpoint.parent, 9), int(checkpoint.name.rpartition("-")[2]), facts)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from transformers import (
 
 from neftcli.data import dataset
 from neftcli.recipe.loading import load_recipe
-from neftcli.runs.checkpoints import Checkpoints
+from neftcli.runs.checkpoints import CheckpointFolder
 from tests.conftest import Result, events, keep_nfs_files, neft_process, quick_arguments
 from tests.tiny import tiny_tokenizer
 
@@ -296,13 +296,13 @@ def test_train_finishes_if_checkpoints_cannot_be_removed(
     neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On NFS a file that another process has open can't be removed."""
-    publish = Checkpoints.publish
+    publish = CheckpointFolder.publish
 
-    def publish_and_open(checkpoints: Checkpoints, step: int, facts: Mapping[str, Any]) -> None:
+    def publish_and_open(checkpoints: CheckpointFolder, step: int, facts: Mapping[str, Any]) -> None:
         publish(checkpoints, step, facts)
         (checkpoints.path(step) / ".nfs0123").touch()
 
-    monkeypatch.setattr(Checkpoints, "publish", publish_and_open)
+    monkeypatch.setattr(CheckpointFolder, "publish", publish_and_open)
     keep_nfs_files(monkeypatch)
     result = neft(*quick, "--save-steps", 2)
     assert result.code == 0, result.err

@@ -17,9 +17,9 @@ from neftcli import events
 from neftcli.cli.display.text import spell_out
 from neftcli.evaluation import number_format
 from neftcli.evaluation.metrics import ANSWER_TOKENS, label
-from neftcli.evaluation.number_format import count_noun
 from neftcli.events import CellStatus, PhaseId, VerdictId
 from neftcli.system.files import format_bytes
+from neftcli.wording import count_noun
 
 PHASES = {
     PhaseId.LOADING_LIBRARIES: "loading the libraries",

@@ -31,6 +31,7 @@ from neftcli.events import (
     VerdictId,
     arm_name,
 )
+from neftcli.wording import count_noun
 
 INDENT = (0, 0, 0, 1)
 STYLES: Mapping[format.Style, str] = {
@@ -135,7 +136,7 @@ def print_problems(problems: Sequence[Problem], *, started: bool) -> None:
         for part, text in printable.details():
             console.print(Text.assemble((part, "dim"), text))
     if not started:
-        console.print(Text(f"{number_format.count_noun(len(problems), 'error')}; nothing was started.", style="dim"))
+        console.print(Text(f"{count_noun(len(problems), 'error')}; nothing was started.", style="dim"))
 
 
 # Runs
@@ -330,7 +331,7 @@ def cells(
         times += f", about {format.duration(elapsed / new * left)} left"
     parts += [
         Text(),
-        progress_line(done, len(states), times, f"{ended}/{number_format.count_noun(len(states), 'cell')}"),
+        progress_line(done, len(states), times, f"{ended}/{count_noun(len(states), 'cell')}"),
     ]
     return Group(*parts)
 

@@ -18,7 +18,7 @@ from neftcli.cli.display import format, screens, text
 from neftcli.cli.display.json_lines import JsonLines
 from neftcli.cli.display.live import LiveDisplay
 from neftcli.cli.display.plain import PlainLines
-from neftcli.evaluation.number_format import count_noun
+from neftcli.wording import count_noun
 from tests.unit.cli.sample_events import DONE, REPORT, RUN, SWEEP
 
 

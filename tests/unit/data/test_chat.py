@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from neftcli.data.answer_spans import shared_prefix
-from neftcli.data.chat import PROMPT_DIFFERS, ChatFormat
+from neftcli.data.chat import ChatFormat
 from neftcli.data.example import Example, Turn
+from neftcli.data.rendering import PROMPT_DIFFERS, render_conversation
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow, tokenize, tokenize_prompt
 from neftcli.errors import DataError, ModelError
 from neftcli.models.chat_templates import TEMPLATE_DATE, set_chat_template, training_template
@@ -699,7 +700,7 @@ def test_render_misses_a_turn_whose_text_occurs_elsewhere(system: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = NO_SYSTEM
     with pytest.raises(DataError, match="turn 1: the chat template does not render the system turn"):
-        ChatFormat(tokenizer).render(chat(Turn("system", system), user("What?"), assistant("the end")))
+        render_conversation(ChatFormat(tokenizer), chat(Turn("system", system), user("What?"), assistant("the end")))
 
 
 def test_render_repeated_turns() -> None:
@@ -720,8 +721,8 @@ def test_render_tools_named_in_a_turn(turns: tuple[Turn, ...]) -> None:
     """A tool's name in a turn does not show that the template renders the tools."""
     tools = json.dumps([{"type": "function", "function": {"name": "weather", "description": "Forecast"}}])
     with pytest.raises(DataError, match="does not render the tools of a row"):
-        ChatFormat(tokenizer_for("phi3")).render(chat(*turns, tools=tools))
-    assert "Forecast" in ChatFormat(tokenizer_for("qwen3")).render(chat(*turns, tools=tools)).text
+        render_conversation(ChatFormat(tokenizer_for("phi3")), chat(*turns, tools=tools))
+    assert "Forecast" in render_conversation(ChatFormat(tokenizer_for("qwen3")), chat(*turns, tools=tools)).text
 
 
 # Reasoning inside of the content
@@ -732,13 +733,13 @@ def test_render_tools_named_in_a_turn(turns: tuple[Turn, ...]) -> None:
 def test_render_text_before_thinking(name: str, answer: str) -> None:
     """Templates split at </think> and keep the rest; text before the thinking must not be lost."""
     with pytest.raises(DataError, match="does not render an answer's text before <think>"):
-        ChatFormat(tokenizer_for(name)).render(chat(user("One?"), assistant(answer)))
+        render_conversation(ChatFormat(tokenizer_for(name)), chat(user("One?"), assistant(answer)))
 
 
 def test_render_thinking_in_the_last_answer() -> None:
     example = chat(user("One?"), assistant("<think>Count once.</think>It is 1."))
     with pytest.raises(DataError, match="does not render an answer's reasoning") as caught:
-        ChatFormat(tokenizer_for("deepseekv3")).render(example)
+        render_conversation(ChatFormat(tokenizer_for("deepseekv3")), example)
     assert "data.reasoning=drop" in str(caught.value)
     form = ChatFormat(tokenizer_for("deepseekv3"), reasoning="drop")
     assert learned(form, row_of(form, example)).startswith("It is 1.")
@@ -746,7 +747,7 @@ def test_render_thinking_in_the_last_answer() -> None:
 
 def test_render_thinking_that_a_template_rewrites() -> None:
     form = ChatFormat(tokenizer_for("qwen3"))
-    rendering = form.render(chat(user("One?"), assistant("<think>Count once.</think>It is 1.")))
+    rendering = render_conversation(form, chat(user("One?"), assistant("<think>Count once.</think>It is 1.")))
     assert not [remark for remark in rendering.remarks if "leaves out" in remark]
 
 

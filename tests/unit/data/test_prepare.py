@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neftcli.data.chat import ChatFormat, LossOn
+from neftcli.data.chat import ChatFormat
 from neftcli.data.mixture import ExampleSplits, read_eval_examples, read_examples
 from neftcli.data.prepare import PreparedData, count_tokens, prepare
+from neftcli.data.rendering import LossOn
 from neftcli.data.sources import read_rows
 from neftcli.data.splits import normalize_prompt
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow, tokenize

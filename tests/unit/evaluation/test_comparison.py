@@ -15,8 +15,9 @@ import pytest
 
 from neftcli.data.tokens import TokenRow
 from neftcli.evaluation.answer_metrics import measure_answer
-from neftcli.evaluation.comparison import JudgeScores, compare_models, have_same_tokens, win_rate_bounds
+from neftcli.evaluation.comparison import compare_models, have_same_tokens, win_rate_bounds
 from neftcli.evaluation.generation import Answer
+from neftcli.evaluation.judge import JudgeScores
 from neftcli.evaluation.loss import RowLoss
 from neftcli.evaluation.measurement import ModelResults
 from neftcli.evaluation.report import judge_remarks

@@ -14,13 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neftcli.runs.checkpoints import MANIFEST, TRAINER_STATE, Checkpoints, DamagedCheckpointError, _with_hash, verify
+from neftcli.runs.checkpoints import (
+    MANIFEST,
+    TRAINER_STATE,
+    CheckpointFolder,
+    DamagedCheckpointError,
+    _with_hash,
+    verify,
+)
 from tests.checkpoint import FACTS, write_trainer_state
 
 FILES = {"adapter.safetensors": b"weights" * 9, "optimizer.pt": b"state", "rng/cpu.pth": bytes(range(64)), "empty": b""}
 
 
-def write(checkpoints: Checkpoints, step: int, *, finished: bool = True) -> Path:
+def write(checkpoints: CheckpointFolder, step: int, *, finished: bool = True) -> Path:
     place = checkpoints.path(step)
     for name, content in FILES.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +39,7 @@ def write(checkpoints: Checkpoints, step: int, *, finished: bool = True) -> Path
 
 
 def test_verify_published_checkpoint(tmp_path: Path) -> None:
-    found = verify(write(Checkpoints(tmp_path, 2), 30))
+    found = verify(write(CheckpointFolder(tmp_path, 2), 30))
     assert (found.step, found.manifest["neftune"]) == (30, {"alpha": 5.0})
     sizes = {name: known["bytes"] for name, known in found.manifest["files"].items() if name != TRAINER_STATE}
     assert sizes == {name: len(content) for name, content in FILES.items()}
@@ -41,7 +48,7 @@ def test_verify_published_checkpoint(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(data=st.data())
 def test_verify_flipped_bit(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    place = write(Checkpoints(tmp_path_factory.mktemp("c"), 2), 3)
+    place = write(CheckpointFolder(tmp_path_factory.mktemp("c"), 2), 3)
     file = data.draw(
         st.sampled_from([path for path in sorted(place.rglob("*")) if path.is_file() and path.stat().st_size])
     )
@@ -54,7 +61,7 @@ def test_verify_flipped_bit(data: st.DataObject, tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_verify_missing_or_truncated_file(name: str, tmp_path: Path) -> None:
-    place = write(Checkpoints(tmp_path, 2), 3)
+    place = write(CheckpointFolder(tmp_path, 2), 3)
     if content := (place / name).read_bytes():
         (place / name).write_bytes(content[:-1])
         with pytest.raises(DamagedCheckpointError, match=Path(name).name):
@@ -67,7 +74,7 @@ def test_verify_missing_or_truncated_file(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd"])
 def test_verify_manifest_names_outside_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the right size and hash; the file is not opened."""
-    place = write(Checkpoints(tmp_path, 2), 3)
+    place = write(CheckpointFolder(tmp_path, 2), 3)
     secret = Path(name) if name.startswith("/") else tmp_path / "secret"
     if not secret.exists():
         secret.write_bytes(b"of somebody else")
@@ -84,14 +91,14 @@ def test_verify_manifest_names_outside_file(name: str, tmp_path: Path, monkeypat
 
 
 def test_verify_unknown_file(tmp_path: Path) -> None:
-    place = write(Checkpoints(tmp_path, 2), 3)
+    place = write(CheckpointFolder(tmp_path, 2), 3)
     (place / "pytorch_model.bin").write_bytes(b"a pickle")
     with pytest.raises(DamagedCheckpointError, match=r"pytorch_model\.bin is not in manifest\.json"):
         verify(place)
 
 
 def test_latest_valid_names_skipped_checkpoints(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, 9)
+    checkpoints = CheckpointFolder(tmp_path, 9)
     for step in (2, 4, 10):
         write(checkpoints, step)
     write(checkpoints, 12, finished=False)
@@ -107,7 +114,7 @@ def test_latest_valid_names_skipped_checkpoints(tmp_path: Path) -> None:
 
 def test_publish_failed_removal_keeps_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second signal in the middle of it, with one checkpoint kept: the trainer discards what has no manifest only."""
-    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints = CheckpointFolder(tmp_path, 1)
     write(checkpoints, 2)
 
     def stopped(*arguments: object, **options: object) -> None:
@@ -131,7 +138,7 @@ def test_publish_failed_removal_keeps_newest(tmp_path: Path, monkeypatch: pytest
 def test_publish_keeps_a_valid_checkpoint(
     keep: int, finished: list[bool], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    checkpoints = Checkpoints(tmp_path_factory.mktemp("c"), keep)
+    checkpoints = CheckpointFolder(tmp_path_factory.mktemp("c"), keep)
     good: list[int] = []
     for step, whole in enumerate(finished, 1):
         write(checkpoints, step, finished=whole)
@@ -144,7 +151,7 @@ def test_publish_keeps_a_valid_checkpoint(
 
 def test_create_makes_empty_folder(tmp_path: Path) -> None:
     """What a killed process left in it, a link among it, is in no checkpoint."""
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    checkpoints = CheckpointFolder(tmp_path / "checkpoints", 1)
     (checkpoints.path(2) / "deep").mkdir(parents=True)
     (checkpoints.path(2) / "optimizer.pt").symlink_to(tmp_path / "elsewhere")
     checkpoints.create(2)

@@ -16,14 +16,14 @@ from neftcli.errors import NonFiniteLossError
 from neftcli.recipe.schema import Checkpoints
 from neftcli.training.callbacks import CheckpointCallback, EvaluationCallback, ProgressCallback
 from neftcli.training.progress import EvaluationSchedule, SavePlan, TrainingClock
-from neftcli.training.resume import BaseEvaluation, Evaluation, RunState
+from neftcli.training.resume import BaseEvaluation, LossEvaluation, RunState
 from neftcli.training.signals import StopRequested, StopSignal
 from tests.unit.training.conftest import Collector, FakeClock
 
 
-def losses_at(step: int) -> Evaluation:
+def losses_at(step: int) -> LossEvaluation:
     """An evaluation in which all losses are 1."""
-    return Evaluation(events.Evaluated(step, 1.0, 1.0), ())
+    return LossEvaluation(events.Evaluated(step, 1.0, 1.0), ())
 
 
 class Loop:
@@ -37,7 +37,7 @@ class Loop:
         every: float = 1.0,
         logging_steps: int = 1,
         checkpoints: Checkpoints | None = None,
-        measure: Callable[[int], Evaluation] = losses_at,
+        measure: Callable[[int], LossEvaluation] = losses_at,
         stop: StopSignal | None = None,
     ) -> None:
         self.collector, self.clock, self.total, self.logging_steps = collector, clock, total, logging_steps
@@ -136,7 +136,7 @@ def test_evaluation_callback_saves_the_model_once_before_the_last_evaluation(
 def test_evaluation_callback_loss_not_finite(
     losses: tuple[float | None, float | None], message: str, collector: Collector, clock: FakeClock
 ) -> None:
-    loop = Loop(collector, clock, 1, measure=lambda step: Evaluation(events.Evaluated(step, *losses), ()))
+    loop = Loop(collector, clock, 1, measure=lambda step: LossEvaluation(events.Evaluated(step, *losses), ()))
     with pytest.raises(NonFiniteLossError, match=message):
         loop.evaluation.evaluate(1)
     assert loop.run_state.evaluated_step == 0
@@ -146,7 +146,7 @@ def test_evaluation_callback_stopped_in_the_evaluation(collector: Collector, clo
     """The evaluation is put off, a checkpoint is saved, and training ends."""
     requested = False
 
-    def measure(step: int) -> Evaluation:
+    def measure(step: int) -> LossEvaluation:
         nonlocal requested
         requested = True
         raise StopRequested
@@ -188,7 +188,7 @@ def test_progress_callback_gradient_not_finite(collector: Collector, clock: Fake
 def test_progress_callback_tokens_per_second(collector: Collector, clock: FakeClock) -> None:
     """10 tokens a step of 2 seconds, evaluations not counted; a resumed run counts its own."""
 
-    def measure(step: int) -> Evaluation:
+    def measure(step: int) -> LossEvaluation:
         clock.wait(50)
         return losses_at(step)
 

@@ -10,7 +10,7 @@ import pytest
 
 from neftcli.events import Evaluated
 from neftcli.runs.schemas import TrainingState, parse_json
-from neftcli.training.resume import BaseEvaluation, Evaluation, RunState, describe_changes
+from neftcli.training.resume import BaseEvaluation, LossEvaluation, RunState, describe_changes
 
 BASE = BaseEvaluation(Evaluated(0, 2.0, 2.5), ["an answer"], 3.0, 4.0)
 
@@ -19,7 +19,7 @@ def test_run_state_round_trip() -> None:
     """What is restored is what was saved; a later evaluation replaces it."""
     state = RunState(BASE, time.perf_counter() - 10, {}, "")
     state.unlogged = {"loss": [0.5], "tokens": [20.0], "since": 6}
-    state.last_evaluation = Evaluation(Evaluated(6, 1.0, 1.5), ())
+    state.last_evaluation = LossEvaluation(Evaluated(6, 1.0, 1.5), ())
     saved = parse_json(json.dumps(state.to_json()), TrainingState)
     assert saved["seconds"] == pytest.approx(10, abs=1)
     restored = RunState(BASE, 0.0, {}, "")
@@ -27,7 +27,7 @@ def test_run_state_round_trip() -> None:
     assert (restored.evaluated, restored.evaluated_step) == (Evaluated(6, 1.0, 1.5), 6)
     assert restored.unlogged == state.unlogged
     assert BaseEvaluation.restore(saved["base"]) == BASE
-    restored.last_evaluation = Evaluation(Evaluated(8, 0.5, 0.5), ())
+    restored.last_evaluation = LossEvaluation(Evaluated(8, 0.5, 0.5), ())
     assert restored.evaluated_step == 8
 
 

@@ -1,0 +1,9 @@
+"""Numbers of things in words, for the messages of every package."""
+
+from __future__ import annotations
+
+
+def count_noun(number: float, noun: str) -> str:
+    """Format a number of things: "1 row", "12 rows", "0.5 epochs"."""
+    shown = str(int(number)) if number == int(number) else f"{number:.3g}"
+    return f"{shown} {noun}" if shown == "1" else f"{shown} {noun}s"

@@ -1,0 +1,73 @@
+"""The structure of the package: imports without circles, and one meaning for each public class name.
+
+Oracle: the syntax trees of all modules.
+"""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import neftcli
+
+PACKAGE = Path(neftcli.__file__).parent
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported_modules(name: str) -> set[str]:
+    """All modules of neft that a module imports: at its top, in a function, or for type checkers only."""
+    modules = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: imports are absolute"
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules |= submodules & TREES.keys()
+            if submodules - TREES.keys():
+                modules.add(str(node.module))
+    return {module for module in modules if module in TREES and module != name}
+
+
+def find_circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return the nodes of a circle, the first one twice; empty if there is none."""
+    finished: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in finished:
+            return []
+        for neighbour in sorted(graph[node]):
+            if circle := visit(neighbour, [*path, node]):
+                return circle
+        finished.add(node)
+        return []
+
+    return next((circle for node in sorted(graph) if (circle := visit(node, []))), [])
+
+
+def test_find_circle() -> None:
+    assert find_circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_modules_import_without_circles() -> None:
+    graph = {name: imported_modules(name) for name in TREES}
+    assert " -> ".join(find_circle(graph)) == ""
+
+
+def test_public_classes_have_unique_names() -> None:
+    """A reader who meets a class name knows which class it is."""
+    modules = defaultdict(list)
+    for name, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                modules[node.name].append(name)
+    assert {name: places for name, places in modules.items() if len(places) > 1} == {}
