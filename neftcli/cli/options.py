@@ -157,6 +157,7 @@ def _flag_value(key: Key, value: str, flag: str) -> Any:
 
 def _own_name(layers: list[Layer]) -> Layer:
     """Name a run after the model and the data that were typed; return an empty layer without either."""
+    from neftcli.recipe.loading import clean_name
     from neftcli.recipe.yaml_file import Setting
 
     typed = {path: setting.value for layer in layers for path, setting in layer.items()}
@@ -167,8 +168,7 @@ def _own_name(layers: list[Layer]) -> Layer:
     if not parts:
         return {}
     name = "-".join(_without_endings(part.rstrip("/").rpartition("/")[2]) or "run" for part in parts)
-    cleaned = "".join(letter if letter.isalnum() or letter in ".-_" else "-" for letter in name if letter.isascii())
-    return {"name": Setting(cleaned.lstrip(".-")[:40] or "run", "--model and --dataset", name)}
+    return {"name": Setting(clean_name(name), "--model and --dataset", name)}
 
 
 def _without_endings(name: str) -> str:

@@ -20,7 +20,7 @@ from neftcli.recipe.loading import load_recipe, resolve_recipe
 from neftcli.recipe.relative_paths import find_relative_paths
 from neftcli.recipe.yaml_file import Layer, Setting
 from neftcli.runs.baseline import find_paired_run
-from neftcli.runs.directory import CELLS, NAME, RECIPE, RunDirectory, find_run, find_sweep
+from neftcli.runs.directory import CELLS, NAME, RECIPE, RunDirectory, find_run, find_sweep, list_runs
 from neftcli.system.paths import closest_path, exists
 
 if TYPE_CHECKING:
@@ -271,7 +271,9 @@ def _unknown(name: str) -> InputError:
             Problem(f"{folders[0]}: run.json is missing, so this is not a run", name, f"{folders[0]}/model")
         )
     near = "".join(nearest) or closest_path(Path(name))
-    return InputError(Problem("no such run or model", name, RUN_HINT, near))
+    runs = list_runs()
+    hint = f"neft eval RUN    in runs/: {runs}; `neft models` lists model names" if runs else RUN_HINT
+    return InputError(Problem("no such run or model", name, hint, near))
 
 
 def _folder_name(reference: ModelReference) -> str:

@@ -77,17 +77,20 @@ def suggest_list_flag(path: str, value: Any) -> str:
     return ""
 
 
-def suggest_value(key: Key, origin: str, choice: str) -> str:
+def suggest_value(key: Key, origin: str, choice: str, below: tuple[Any, str] | None = None) -> str:
     """Return a valid setting of an option, as its origin spells it.
 
     Args:
         key: The option.
         origin: Origin of the invalid value: a flag, `--set KEY`, `--grid KEY`, or a file and line.
-        choice: The similar choice to suggest; if it is empty, the default.
+        choice: The similar choice to suggest; if it is empty, the value of `below` or the default.
+        below: The value that applies without the invalid one and the name of its file; None if it is the default.
     """
     is_list = isinstance(key.default, tuple)
     if choice:
         value, comment = (choice,) if is_list else choice, ""
+    elif below is not None and below[0] != key.default:
+        value, comment = below[0], f"    as in {below[1]}"
     elif key.default is not None:
         value, comment = key.default, "    the default"
     elif origin.startswith("--grid"):

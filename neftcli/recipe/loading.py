@@ -77,7 +77,8 @@ def load_recipe(name_or_path: str, overrides: Iterable[Layer] = (), *, as_writte
 def read_recipe_layers(name_or_path: str, *, as_written: bool = False) -> list[Layer]:
     """Return the layers of a recipe file: first those of the recipe that it extends, then its own.
 
-    The relative paths of a run's recipe are rewritten for the current folder, unless it is read `as_written`.
+    If none of them has a name, the first layer names the recipe after its file. The relative paths of a run's recipe
+    are rewritten for the current folder, unless it is read `as_written`.
     """
     layers: list[Layer] = []
     visited: list[Path] = []
@@ -93,12 +94,22 @@ def read_recipe_layers(name_or_path: str, *, as_written: bool = False) -> list[L
         parent = layer.pop(EXTENDS, None)
         layers.insert(0, layer)
         if parent is None:
-            return layers
+            break
         if not isinstance(parent.value, str):
             raise RecipeError(
                 Problem(f"{parent.origin}: extends must name a recipe", parent.typed, "extends: quickstart")
             )
         path = catalog.find_recipe(parent.value, parent=path.parent, origin=parent.origin)
+    if not any("name" in layer for layer in layers):
+        stem = visited[0].stem
+        layers.insert(0, {"name": Setting(clean_name(stem), str(visited[0]), stem)})
+    return layers
+
+
+def clean_name(text: str) -> str:
+    """Return a text as the name of a run: at most 40 letters, digits, dots, hyphens and underscores of ASCII."""
+    cleaned = "".join(letter if letter.isalnum() or letter in ".-_" else "-" for letter in text if letter.isascii())
+    return cleaned.lstrip(".-")[:40] or "run"
 
 
 def parse_assignment(text: str) -> Layer:
@@ -117,8 +128,11 @@ def resolve_recipe(layers: Iterable[Layer]) -> Recipe:
         RecipeError: With all errors of the recipe.
     """
     merged: Layer = {}
+    below: Layer = {}  # settings of files that were replaced
     for layer in layers:
         for path, setting in layer.items():
+            if path in merged and _is_of_file(merged[path]):
+                below[path] = merged[path]
             # Replaced settings are removed, so that `merged` is in the order in which settings apply.
             merged = {key: old for key, old in merged.items() if not f"{key}.".startswith(f"{path}.")}
             excluded = merged.get(EXCLUSIVE.get(path, ""))
@@ -137,7 +151,7 @@ def resolve_recipe(layers: Iterable[Layer]) -> Recipe:
             problems.append(Problem(message, ascii(setting.value), "use a name in UTF-8"))
         else:
             _insert(nested, path, setting.value)
-    recipe, invalid = _validate(nested, merged, known)
+    recipe, invalid = _validate(nested, merged, below, known)
     problems += invalid
     if recipe is None or problems:
         raise RecipeError(*problems)
@@ -244,6 +258,10 @@ def _source(setting: Setting) -> str:
     return "the command line" if setting.origin.startswith("-") else setting.origin.rpartition(", line ")[0]
 
 
+def _is_of_file(setting: Setting) -> bool:
+    return ", line " in setting.origin and not setting.origin.startswith("-")
+
+
 def _option_of(path: str, known: Mapping[str, Key]) -> Key | None:
     """Return the option that a dotted key sets: the key itself, or the mapping that it is an entry of."""
     if path in known:
@@ -302,7 +320,9 @@ def _adapter() -> Any:
     return TypeAdapter(Recipe)
 
 
-def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -> tuple[Recipe | None, list[Problem]]:
+def _validate(
+    nested: dict[str, Any], merged: Layer, below: Layer, known: Mapping[str, Key]
+) -> tuple[Recipe | None, list[Problem]]:
     from pydantic import ValidationError
 
     try:
@@ -318,11 +338,26 @@ def _validate(nested: dict[str, Any], merged: Layer, known: Mapping[str, Key]) -
                 continue
             message = f"{setting.origin}: {path} must be {describe_type(known[path].type)}"
             near = closest_choice(known[path], setting.value)
-            hint = suggest_list_flag(path, setting.value) or suggest_value(known[path], setting.origin, near)
+            hint = suggest_list_flag(path, setting.value)
+            hint = hint or suggest_value(known[path], setting.origin, near, _value_below(known[path], below))
             if list_entry_type(known[path].type):
                 hint = WEIGHTED
             problems.append(Problem(message, setting.typed, hint, near))
         return None, list(dict.fromkeys(problems))  # a union reports each of its choices
+
+
+def _value_below(key: Key, below: Layer) -> tuple[Any, str] | None:
+    """Return a valid value that was replaced, and the name of its file; None if there is none."""
+    from pydantic import TypeAdapter, ValidationError
+
+    setting = below.get(key.path)
+    if setting is None:
+        return None
+    try:
+        TypeAdapter(key.type).validate_json(json.dumps(setting.value), strict=True)
+    except ValidationError:
+        return None
+    return setting.value, Path(_source(setting)).name
 
 
 def _entry_problem(path: str, setting: Setting, entry: type, location: tuple[Any, ...]) -> Problem:

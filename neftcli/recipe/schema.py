@@ -570,7 +570,14 @@ class Sweep:
 class Recipe:
     """Everything that determines a run, except the hardware."""
 
-    name: Annotated[str, Option("Prefix of the run's name", "--name", "Alpha and seed are appended.")] = "run"
+    name: Annotated[
+        str,
+        Option(
+            "Prefix of the run's name",
+            "--name",
+            "Alpha and seed are appended. A recipe file without a name is named after the file.",
+        ),
+    ] = "run"
     about: Annotated[str, Option("One line for `neft recipes`")] = ""
     output_dir: Annotated[Name, Option("Folder to create the run's folder in", "--output-dir")] = "runs"
     model: Annotated[Model, Option("Model to tune")] = field(default_factory=Model)

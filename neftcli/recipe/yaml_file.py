@@ -32,9 +32,11 @@ SYNTAX_HINTS = {
     "'\\t'": "replace the tab with spaces",
     "mapping values are not allowed": "put text that contains a colon in quotes",
     "another document": "a single recipe per file: remove the line with ---",
+    "end of stream": "close the open quote",
     "<stream end>": "close the open bracket",
+    "parsing a flow": "close the open bracket, or separate its entries with commas",
 }
-"""Part of ruamel's message to a hint."""
+"""Part of ruamel's message to a hint; the first one that is found counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,9 @@ def _compose(text: str, name: str) -> Node | None:
         reason = ", ".join(part for part in (error.context, error.problem) if part)
         message = f"this is not YAML: {reason} (column {column})"
         hint = next((hint for part, hint in SYNTAX_HINTS.items() if part in reason), SHOW_RECIPE)
+        if "open" in hint and error.context_mark and error.context_mark.line < line:
+            start = f"that opens in line {error.context_mark.line + 1}"
+            hint = re.sub(r"the open (\w+)", rf"the \1 {start}", hint)
         if isinstance(error, MaxDepthExceededError):
             message = f"blocks are nested more than {MAX_DEPTH} levels deep"
         typed = _typed(text.splitlines(), line) or "the end of the file"

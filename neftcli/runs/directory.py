@@ -12,7 +12,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -53,6 +53,8 @@ FIRST_FILES = (LOCK, RECORD, RECIPE, LOG)
 """Files of a run whose folder does not have its final name yet."""
 CELLS = "cells"
 """Folder of a sweep's runs."""
+MAX_LISTED = 8
+"""Names in a message that lists runs or sweeps."""
 TRAIN_AGAIN = "run `neft train` again, or use the folder of a finished run"
 
 
@@ -83,6 +85,40 @@ def find_sweep(name: str, parent: Path = Path("runs")) -> Path | None:
     except (OSError, ValueError):  # no file system allows this name
         return None
     return None
+
+
+def list_runs(parent: Path = Path("runs")) -> str:
+    """List the runs below `parent` with their statuses, the newest first: "a-a5-s0 (finished), b-a5-s0 (preempted)"."""
+    return _list_names(record.parent for record in _newest(parent, RECORD))
+
+
+def list_sweeps(parent: Path = Path("runs")) -> str:
+    """List the sweeps below `parent`, the newest first."""
+    return _list_names(cells.parent for cells in _newest(parent, CELLS) if find_sweep(str(cells.parent)) is not None)
+
+
+def _newest(parent: Path, name: str) -> list[Path]:
+    """Return the files and folders of a name in the folders of `parent`, the newest first."""
+    with suppress(OSError):
+        return sorted(parent.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return []
+
+
+def _list_names(folders: Iterable[Path]) -> str:
+    names = []
+    for folder in folders:
+        if NAME.fullmatch(folder.name):
+            status = _status(folder / RECORD)
+            names.append(f"{folder.name} ({status})" if status else folder.name)
+    more = f", and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
+
+
+def _status(record: Path) -> str:
+    """Return the status in a record; empty if there is none."""
+    with suppress(OSError, ValueError):
+        return str(parse_json(record.read_bytes(), Record)["status"])
+    return ""
 
 
 def require_writable(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Interrupted, NeftError, Problem
 from neftcli.recipe.trust import require_typed_trust
-from neftcli.runs.directory import CELLS, LOCK, RECIPE, RECORD, find_run, find_sweep
+from neftcli.runs.directory import CELLS, LOCK, RECIPE, RECORD, find_run, find_sweep, list_sweeps
 from neftcli.system.files import atomic_write, remove, remove_stale_files, require_no_links
 from neftcli.system.paths import closest_path, exists, expand_home
 
@@ -143,6 +143,8 @@ def resolve_sweep(name: str, option: str = "") -> Path:
     else:
         problem = "there is no such sweep"
     hint = f"{option} runs/NAME-sweep    a finished sweep" if option else START
+    if sweeps := list_sweeps():
+        hint = f"{option or 'neft sweep-alpha'} SWEEP    in runs/: {sweeps}"
     raise InputError(Problem(f"{prefix}{problem}", name or "an empty name", hint))
 
 

@@ -18,7 +18,7 @@ from neftcli.recipe.loading import load_recipe, read_recipe_layers, recipe_diffe
 from neftcli.recipe.relative_paths import RelativePaths, find_relative_paths, relative_paths_record
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.checkpoints import Checkpoint, CheckpointFolder
-from neftcli.runs.directory import RECIPE, RECORD, RunDirectory, find_run, find_sweep
+from neftcli.runs.directory import RECIPE, RECORD, RunDirectory, find_run, find_sweep, list_runs
 from neftcli.system.files import require_no_link, require_no_links
 from neftcli.system.paths import closest_path, exists, expand_home
 from neftcli.training.inputs import local_paths
@@ -341,7 +341,8 @@ def _no_run(name: str) -> Problem:
     nearest = closest_path(Path("runs") / name) or closest_path(path)
     if nearest and (Path(nearest) / RECORD).is_file():
         return Problem(message, name, f"neft train --resume {shlex.quote(nearest)}", nearest)
-    return Problem(message, name, "ls runs    to see the runs" if is_path else NO_RUN_YET)
+    runs = list_runs()
+    return Problem(message, name, f"neft train --resume RUN    in runs/: {runs}" if runs else NO_RUN_YET)
 
 
 def read_resume_state(directory: RunDirectory, recipe: Recipe, *, accept_changes: bool = False) -> ResumeState:

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neftcli.data.tokens import tokenize
 from neftcli.evaluation.loss import mean_loss, row_losses
+from neftcli.runs.directory import list_runs
 from tests.conftest import Result, events, quick_arguments
 from tests.judge_server import hashed_verdict, judge_server, prefers_longer, status
 from tests.tiny import tiny_model
@@ -619,8 +620,7 @@ def test_eval_misspelt_run(neft: Neft, runs: Path) -> None:
         "no such run or model\n"
         "  got      tiny-a5-s1\n"
         "  did you mean tiny-a5-s0?\n"
-        "  hint     neft eval RUN, where RUN is a folder that `neft train` made; `neft models` for the names of "
-        "models\n"
+        f"  hint     neft eval RUN    in runs/: {list_runs()}; `neft models` lists model names\n"
         "1 error; nothing was started.\n"
     )
 

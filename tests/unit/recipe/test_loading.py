@@ -121,7 +121,18 @@ def test_load_recipe_dotted_keys_equal_blocks() -> None:
 
 
 def test_load_recipe_empty_file() -> None:
-    assert load("") == load("# nothing but words\n") == load("---\n") == Recipe()
+    assert load("") == load("# nothing but words\n") == load("---\n") == replace(Recipe(), name="r")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("mine.yaml", "mine"), ("my recipe.v2.yml", "my-recipe.v2"), (".yaml.yaml", "yaml"), ("数据.yaml", "run")],
+)
+def test_load_recipe_without_a_name_is_named_after_its_file(file: str, name: str) -> None:
+    """Not if a recipe that it extends, or an option, has a name."""
+    assert load("neftune: {alpha: 7}\n", name=file).name == name
+    assert load("extends: quickstart\n", name=file).name == "quickstart"
+    assert load("neftune: {alpha: 7}\n", "name=typed", name=file).name == "typed"
 
 
 def test_recipe_fingerprint_ignores_options_without_effect_on_weights() -> None:
@@ -278,6 +289,19 @@ def test_resolve_recipe_error_names_effective_layer() -> None:
     assert message("neftune: {alpha: -1}\n", "neftune.alpha=-2").startswith("--set neftune.alpha: ")
 
 
+def test_resolve_recipe_suggests_the_value_of_the_recipe() -> None:
+    """It is what applies without the option; the default only if it is the same, or if no file has a valid value."""
+    recipe = "training: {num_train_epochs: 1}\nneftune: {alpha: 5}\ndata: {max_length: 1}\n"
+    said = message(recipe, "training.num_train_epochs=0", "neftune.alpha=-1", "data.max_length=2")
+    assert {line for line in said.splitlines() if "hint" in line} == {
+        "  hint     --set training.num_train_epochs=1    as in r.yaml",
+        "  hint     --set neftune.alpha=5    the default",
+        "  hint     --set data.max_length=1024    the default",
+    }
+    child = "extends: quickstart\ntraining: {num_train_epochs: 0}\n"
+    assert message(child).endswith("  hint     num_train_epochs: 1    as in quickstart.yaml")
+
+
 def test_read_layer_duplicate_key() -> None:
     assert message("neftune:\n  alpha: 5\n  noise: gaussian\n  alpha: 10\n") == (
         "r.yaml, line 4: duplicate key neftune.alpha, first in line 2\n"
@@ -311,8 +335,39 @@ def test_read_layer_not_yaml() -> None:
         "r.yaml, line 3: this is not YAML: while parsing a flow sequence, "
         "expected ',' or ']', but got '<stream end>' (column 1)\n"
         "  got      the end of the file\n"
-        "  hint     close the open bracket"
+        "  hint     close the bracket that opens in line 2"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (
+            "adapter:\n  target_modules: [q_proj\n  type: lora\n",
+            "close the bracket that opens in line 2, or separate its entries with commas",
+        ),
+        (
+            "model: {name: x\ndata: {source: a}\n",
+            "close the bracket that opens in line 1, or separate its entries with commas",
+        ),
+        ('name: "a\ndata: {source: a}\n', "close the quote that opens in line 1"),
+        ("data: {columns: {a: [b}}\n", "close the open bracket, or separate its entries with commas"),
+    ],
+)
+def test_read_layer_open_bracket_or_quote(text: str, hint: str) -> None:
+    assert message(text).splitlines()[-1] == f"  hint     {hint}"
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("[1,2", "close the open bracket"),
+        ("{a: [b}", "close the open bracket, or separate its entries with commas"),
+        ("['a", "close the open quote"),
+    ],
+)
+def test_read_value_open_bracket_or_quote(value: str, hint: str) -> None:
+    assert said_of_set(f"data.columns={value}").splitlines()[-1] == f"  hint     {hint}"
 
 
 def test_read_layer_tab() -> None:

@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 
 from neftcli.errors import InputError, RunLockedError
 from neftcli.runs import directory
-from neftcli.runs.directory import NAME, ReadOnlyRunDirectory, RunDirectory, find_run, remove_incomplete_runs
+from neftcli.runs.directory import (
+    NAME,
+    ReadOnlyRunDirectory,
+    RunDirectory,
+    find_run,
+    list_runs,
+    list_sweeps,
+    remove_incomplete_runs,
+)
 from neftcli.system.files import STALE_AFTER, atomic_write
 from tests.conftest import keep_nfs_files, new_run
 
@@ -39,6 +47,30 @@ def message(name: str, parent: str = "runs") -> str:
 
 def names(folder: str | Path = ".") -> list[str]:
     return sorted(item.name for item in Path(folder).iterdir())
+
+
+# Lists
+
+
+def test_list_runs_newest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their statuses if the records are valid; other folders, and names that no run has, are left out."""
+    assert list_runs() == list_sweeps() == ""
+    for index, name in enumerate(("old-a5-s0", "new-a5-s0", "damaged", "bad name", "\x1b[31m")):
+        record = Path("runs") / name / "run.json"
+        record.parent.mkdir(parents=True)
+        record.write_text("{" if name == "damaged" else json.dumps({"status": "preempted", "recipe_sha256": "0" * 64}))
+        os.utime(record, (index, index))
+    Path("runs/empty").mkdir()
+    assert list_runs() == "damaged, new-a5-s0 (preempted), old-a5-s0 (preempted)"
+    monkeypatch.setattr(directory, "MAX_LISTED", 1)
+    assert list_runs() == "damaged, and 2 more"
+
+
+def test_list_sweeps_are_no_runs() -> None:
+    Path("runs/mine-sweep/cells").mkdir(parents=True)
+    Path("runs/other/cells").mkdir(parents=True)
+    Path("runs/mine-sweep/recipe.yaml").touch()
+    assert (list_sweeps(), list_runs()) == ("mine-sweep", "")
 
 
 # Names

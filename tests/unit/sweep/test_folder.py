@@ -119,6 +119,16 @@ def test_resolve_sweep_rejects_names_of_no_folder(name: str) -> None:
         resolve_sweep(name, "--pilot")
 
 
+def test_resolve_sweep_lists_the_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine-sweep" / "cells").mkdir(parents=True)
+    (tmp_path / "runs" / "mine-sweep" / "recipe.yaml").touch()
+    with pytest.raises(InputError, match=r"hint +neft sweep-alpha SWEEP    in runs/: mine-sweep$"):
+        resolve_sweep("none")
+    with pytest.raises(InputError, match=r"hint +--pilot SWEEP    in runs/: mine-sweep$"):
+        resolve_sweep("none", "--pilot")
+
+
 def test_resolve_sweep_names_the_option(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^there is no sweep in this folder"):
         resolve_sweep(str(tmp_path))

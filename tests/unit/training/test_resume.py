@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from neftcli.errors import InputError
 from neftcli.events import Evaluated
 from neftcli.runs.schemas import TrainingState, parse_json
-from neftcli.training.resume import BaseEvaluation, LossEvaluation, RunState, describe_changes
+from neftcli.training.resume import BaseEvaluation, LossEvaluation, RunState, describe_changes, find_resume_state
 
+NO_RUN = "run the command that started it again; a run killed in its first seconds leaves no folder"
 BASE = BaseEvaluation(Evaluated(0, 2.0, 2.5), ["an answer"], 3.0, 4.0)
 
 
@@ -34,6 +37,22 @@ def test_run_state_round_trip() -> None:
 def test_run_state_before_the_first_evaluation() -> None:
     state = RunState(BASE, 0.0, {}, "")
     assert (state.evaluated, state.evaluated_step, list(state.held_out_losses)) == (None, 0, [])
+
+
+def test_find_resume_state_lists_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def hint() -> str:
+        with pytest.raises(InputError) as raised:
+            find_resume_state("nope", [], accept_changes=False)
+        [problem] = raised.value.problems
+        return problem.hint
+
+    assert hint() == NO_RUN
+    record = tmp_path / "runs" / "mine-a5-s0" / "run.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"status": "preempted", "recipe_sha256": "0" * 64}))
+    assert hint() == "neft train --resume RUN    in runs/: mine-a5-s0 (preempted)"
 
 
 @pytest.mark.parametrize(
