@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from neftcli.evaluation.exports import EXPORTS
+
 ROOT = Path(__file__).resolve().parent.parent
 RUN_FILES = {
     "recipe.yaml": "The resolved recipe. Training with it on the same machine repeats the run.",
@@ -34,7 +36,10 @@ EVALUATION_FILES = {
     "ROWS-vs-BASELINE/report.json": "The whole table, the settings and the definitions.",
     "ROWS-vs-BASELINE/examples.jsonl": "One line for each example: prompt, reference, and each model's loss, answer, "
     "metrics and judge verdicts.",
-    "ROWS-vs-BASELINE/model_outputs.json": "With `--export alpaca-eval`: the answers in AlpacaEval's format.",
+    **{
+        f"ROWS-vs-BASELINE/{export.file}": f"With `--export {export.id}`: {export.content}."
+        for export in EXPORTS.values()
+    },
     "ROWS-vs-BASELINE/eval.log": "Output of the libraries.",
     "ROWS-vs-BASELINE/.question": "A hash of the models, rows and settings; the folder is reused for these only.",
     "losses-*.jsonl": "Losses, appended batch by batch; reused when nothing they depend on has changed.",

@@ -9,6 +9,7 @@ import typer
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.cli.options import with_overrides
+from neftcli.evaluation.exports import EXPORTS
 from neftcli.system.distributed import require_single_process
 
 WITH_FLAGS = ("model.revision", "model.chat_template", "model.trust_remote_code", "data.format", "data.max_length")
@@ -55,7 +56,7 @@ def evaluate(
         ),
     ] = 0,
     export: Annotated[
-        str | None, panel("Output", "--export", metavar="FORMAT", help="Export the answers: alpaca-eval")
+        str | None, panel("Output", "--export", metavar="FORMAT", help=f"Export the answers: {', '.join(EXPORTS)}")
     ] = None,
     json_lines: JsonOption = False,
     quiet: QuietOption = False,

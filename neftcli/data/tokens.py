@@ -79,6 +79,11 @@ def split_prompt_and_reference(example: Example) -> tuple[str, str]:
     return " ".join(words[:length]), " ".join(words[length:])
 
 
+def instruction(example: Example) -> str:
+    """Return the instruction as text for a judge, a leaderboard or a person; several turns with their roles."""
+    return example.transcript() if example.turns else split_prompt_and_reference(example)[0]
+
+
 def tokenize(
     chat: ChatFormat, examples: Sequence[Example], max_length: int, loss_on: LossOn = "auto"
 ) -> Iterator[TokenRow]:

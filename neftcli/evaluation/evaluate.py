@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from neftcli.data.prepare import data_fingerprint
 from neftcli.data.splits import normalize_prompt
-from neftcli.data.tokens import split_prompt_and_reference
+from neftcli.data.tokens import instruction, split_prompt_and_reference
 from neftcli.errors import InputError, NeftError, Preempted, Problem, first_line
 from neftcli.evaluation.cache import lock_results
+from neftcli.evaluation.exports import EXPORTS
 from neftcli.evaluation.held_out import EvalRows, read_eval_rows
 from neftcli.evaluation.targets import EvalTarget, base_model_target, resolve_target
 from neftcli.events import EvaluationReport, Notice, Observer, Phase, PhaseId, PhaseProgress
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from neftcli.evaluation.measurement import ModelResults
     from neftcli.recipe.yaml_file import Layer
 
-ALPACA_EVAL = "alpaca-eval"
 EVALUATION, LOG = "evaluation", "eval.log"
 QUESTION = ".question"
 """File in a report's folder with the hash of what the evaluation was asked."""
@@ -50,7 +50,7 @@ class EvalRequest:
         base: Compare with the base model of the run as well.
         answers: Generate answers.
         show: Number of prompts to show with all answers side by side.
-        export: "alpaca-eval"; None for no export.
+        export: Id of an export; None for no export.
     """
 
     target: str
@@ -205,8 +205,9 @@ def _require_usable_settings(targets: Sequence[EvalTarget], request: EvalRequest
                 "--judge compares the answers of two models", "one model", "--baseline RUN, or a run without --no-base"
             )
         )
-    if request.export not in (None, ALPACA_EVAL):
-        raise InputError(Problem("--export writes one format", str(request.export), f"--export {ALPACA_EVAL}"))
+    if request.export is not None and request.export not in EXPORTS:
+        hint = f"--export {' or '.join(EXPORTS)}"
+        raise InputError(Problem("--export writes one format", request.export, hint))
     needs_answers = {"--judge": has_judge, "--show": request.show > 0, "--export": request.export is not None}
     for flag, is_set in needs_answers.items():
         if is_set and not request.answers:
@@ -290,7 +291,6 @@ def _judge_answers(results: Sequence[ModelResults], rows: EvalRows, observer: Ob
     if settings.base_url is None:
         return None
     from neftcli.evaluation.judge import AnswerPair, JudgeScores, find_length_matched, judge_pairs
-    from neftcli.evaluation.report import instruction
 
     opponent = results[1]
     pairs = [
@@ -332,7 +332,7 @@ def _write_report(
     from neftcli.evaluation.sentences import conclusion
     from neftcli.statistics.paired import MIN_PROMPTS
 
-    prompts = [normalize_prompt(reporting.instruction(example)) for example in rows.examples]
+    prompts = [normalize_prompt(instruction(example)) for example in rows.examples]
     metrics, comparisons = compare_models(results, judged, prompts)
     models = tuple(model.target.column() for model in results)
     changed = reporting.changed_options(results)
@@ -342,7 +342,7 @@ def _write_report(
         source=rows.source,
         metrics=metrics,
         comparisons=comparisons,
-        scope=reporting.scope(results, comparisons, prompts),
+        scope=reporting.evaluation_scope(results, comparisons, prompts),
         remarks=tuple(reporting.remarks(results, judged, comparisons)),
         shown=tuple(reporting.select_most_different(results, rows, request.show)),
         folder=str(folder),
@@ -352,7 +352,8 @@ def _write_report(
         sweep_command=reporting.sweep_command(results) if len(set(prompts)) >= MIN_PROMPTS else None,
         win_rate_bounds=None if judged is None else win_rate_bounds(judged),
     )
-    reporting.write(report, results, judged, rows, folder, export=request.export == ALPACA_EVAL)
+    export = None if request.export is None else EXPORTS[request.export]
+    reporting.write_report(report, results, judged, rows, folder, export=export)
     return report
 
 

@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.data.example import Example
-from neftcli.data.tokens import split_prompt_and_reference
+from neftcli.data.tokens import instruction, split_prompt_and_reference
 from neftcli.evaluation import sentences
 from neftcli.evaluation.answer_metrics import signatures, similarity
 from neftcli.evaluation.comparison import have_same_tokens, win_rate_bounds
@@ -21,6 +20,7 @@ from neftcli.system.files import atomic_write
 from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
+    from neftcli.evaluation.exports import Export
     from neftcli.evaluation.held_out import EvalRows
     from neftcli.evaluation.judge import JudgeScores
     from neftcli.evaluation.measurement import ModelResults
@@ -33,7 +33,7 @@ SEEDS = 6
 REFERENCE_METRICS = ("rouge_l", "bleu", "chrf")
 
 
-def scope(results: Sequence[ModelResults], comparisons: Sequence[Comparison], prompts: Sequence[str]) -> str:
+def evaluation_scope(results: Sequence[ModelResults], comparisons: Sequence[Comparison], prompts: Sequence[str]) -> str:
     """State the population of the intervals and verdicts.
 
     Args:
@@ -155,11 +155,6 @@ def describe_other_differences(main: EvalTarget, baseline: EvalTarget) -> Iterat
         yield f"The two runs also differ in training.seed ({ours} and {theirs}), which may cause a difference."
 
 
-def instruction(example: Example) -> str:
-    """Return the instruction as text for a judge, a leaderboard or a person; several turns with their roles."""
-    return example.transcript() if example.turns else split_prompt_and_reference(example)[0]
-
-
 def judge_remarks(judged: JudgeScores) -> Iterator[str]:
     """Yield remarks on the judge's verdicts: unreadable ones, and those that depend on the order."""
     unreadable = sum("unparsed" in verdicts for verdicts in judged.verdicts)
@@ -199,24 +194,24 @@ def select_most_different(results: Sequence[ModelResults], rows: EvalRows, count
         yield SideBySide(instruction(example), reference, tuple(model.answers[index].text for model in results))
 
 
-def write(
+def write_report(
     report: EvaluationReport,
     results: Sequence[ModelResults],
     judged: JudgeScores | None,
     rows: EvalRows,
     folder: Path,
     *,
-    export: bool,
+    export: Export | None,
 ) -> None:
-    """Write report.json, examples.jsonl and, with `export`, model_outputs.json."""
+    """Write report.json, examples.jsonl and the file of an export."""
     settings = results[0].target.recipe.evaluation
     content = {**asdict(report), "settings": asdict(settings), "definitions": signatures()}
     atomic_write(folder / "report.json", json.dumps(replace_non_finite(content), indent=2, ensure_ascii=False) + "\n")
     lines = [_example_line(results, judged, rows, index) for index in range(len(rows.examples))]
     atomic_write(folder / "examples.jsonl", "".join(map(format_json_line, lines)))
-    if export:
-        outputs = _model_outputs(results[0], rows)
-        atomic_write(folder / "model_outputs.json", json.dumps(outputs, indent=2, ensure_ascii=False) + "\n")
+    if export is not None:
+        exported = export.build(results[0], rows)
+        atomic_write(folder / export.file, json.dumps(exported, indent=2, ensure_ascii=False) + "\n")
 
 
 def _example_line(
@@ -245,16 +240,3 @@ def _example_line(
             "length_difference": judged.lengths[index],
         }
     return line
-
-
-def _model_outputs(main: ModelResults, rows: EvalRows) -> list[dict[str, str]]:
-    """Return the answers in the format that AlpacaEval reads as `model_outputs`."""
-    return [
-        {
-            "dataset": rows.label,
-            "instruction": instruction(example),
-            "output": answer.text,
-            "generator": main.target.name,
-        }
-        for example, answer in zip(rows.examples, main.answers, strict=True)
-    ]

@@ -151,9 +151,9 @@ def _to_json(results: ModelResults, rows: EvalRows, settings: str) -> MeasuredCe
     """Return the evaluation of a cell with a value of each metric for each row."""
     import numpy as np
 
+    from neftcli.data.tokens import instruction
     from neftcli.evaluation.comparison import task_metrics, values_of_rows
     from neftcli.evaluation.metrics import REGISTRY, PerRow
-    from neftcli.evaluation.report import instruction
 
     metrics: dict[str, CellMetric] = {}
     for metric in REGISTRY.values():

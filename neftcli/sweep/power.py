@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neftcli.data.splits import normalize_prompt
+from neftcli.data.tokens import instruction
 from neftcli.errors import InputError, Problem
 from neftcli.evaluation.metrics import label
-from neftcli.evaluation.report import instruction
 from neftcli.events import PowerAnalysis, ScopeId
 from neftcli.recipe.loading import load_recipe, read_recipe_layers, recipe_differences, resolve_recipe
 from neftcli.runs.directory import CELLS, RECIPE

@@ -119,7 +119,7 @@ def _require_prompts(examples: ExampleSplits) -> None:
         InputError: It has too few.
     """
     from neftcli.data.splits import MAX_HELD_OUT_FRACTION, normalize_prompt
-    from neftcli.evaluation.report import instruction
+    from neftcli.data.tokens import instruction
     from neftcli.statistics.paired import MIN_PROMPTS
 
     prompts = {normalize_prompt(instruction(example)) for example in examples.held_out}
