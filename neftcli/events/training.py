@@ -102,7 +102,8 @@ class StepLogged:
         loss: Mean loss of the steps since the last row, with noise, in nats per token.
         learning_rate: Learning rate of the last step.
         grad_norm: Norm of its gradient before clipping.
-        tokens_per_second: Tokens per second since the last row, without padding.
+        tokens_per_second: Tokens per second since the last row: all tokens of the rows, with and without loss, but no
+            padding.
         memory_bytes: Peak memory so far: of the GPU, or of the process on a CPU; with several processes, of rank 0.
     """
 
@@ -172,7 +173,7 @@ class RunFinished:
 
     Attributes:
         run: Folder of the run.
-        seconds: Wall time.
+        seconds: Wall time, that of earlier commands included.
         base_held_out_loss: Held-out loss before training.
         held_out_loss: Held-out loss of the tuned model.
         base_train_loss: Loss on the probe rows of the training split before training.
@@ -180,6 +181,7 @@ class RunFinished:
         samples: Answers before and after training.
         alpha: NEFTune's alpha.
         paired_run: The run to compare this one with; None if there is none.
+        earlier_seconds: The part of `seconds` before the run was resumed; 0 if it was not.
     """
 
     id: ClassVar[str] = "training.finished"
@@ -193,6 +195,7 @@ class RunFinished:
     samples: tuple[Sample, ...] = ()
     alpha: float = 0.0
     paired_run: PairedRun | None = None
+    earlier_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

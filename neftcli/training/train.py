@@ -476,6 +476,7 @@ class _Run:
             samples=tuple(samples),
             alpha=self.recipe.neftune.alpha,
             paired_run=find_paired_run(self.written, self.directory.path.parent),
+            earlier_seconds=self.resume.seconds if self.resume else 0.0,
         )
 
     def _finish(self, finished: RunFinished, assets: Assets, notes: Sequence[str]) -> None:

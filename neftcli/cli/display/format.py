@@ -129,7 +129,11 @@ def _(event: events.Notice) -> list[Line]:
 def _(event: events.DataReady) -> list[Line]:
     first = [Line("data", data_line(event)), Line("data", length_line(event), "dim")]
     template = [Line("data", event.template, "dim")] if event.template else []
-    return [*first, *template, *map(_notice, data_notices(event))]
+    unused = [
+        Line("data", f"{count_noun(number, 'row')} not used because of {option}", "dim")
+        for option, number in event.unused.items()
+    ]
+    return [*first, *template, *unused, *map(_notice, data_notices(event))]
 
 
 @lines.register
@@ -254,8 +258,6 @@ def data_notices(event: events.DataReady) -> list[str]:
             "there is no held-out split (none requested, too few rows, or a single prompt), so neft can't measure "
             "whether training helped: --held-out FILE"
         )
-    for option, number in event.unused.items():
-        notices.append(f"{count_noun(number, 'row')} not used because of {option}")
     return notices
 
 
@@ -392,6 +394,8 @@ def is_complete(event: events.InspectedRow) -> bool:
 
 
 # Runs
+
+SAMPLES_NOTE = "A lower loss does not make every answer better, least of all after a short run."
 
 
 def loss_rows(event: events.RunFinished) -> list[tuple[str, str, str, str]]:

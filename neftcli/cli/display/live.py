@@ -17,6 +17,7 @@ from rich.text import Text
 from neftcli import events
 from neftcli.cli.display import format, screens
 from neftcli.cli.display.text import sanitize_event
+from neftcli.runs.directory import METRICS
 from neftcli.system.files import format_bytes
 
 RECENT_ROWS = 10
@@ -52,6 +53,8 @@ class LiveDisplay:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, markup=False, emoji=False)
         self._rows: list[_LogRow] = []
+        self._left_out = 0
+        self._run = ""
         self._phase: Spinner | None = None
         self._phase_progress: events.PhaseProgress | None = None
         self._progress: events.TrainingProgress | None = None
@@ -99,6 +102,7 @@ class LiveDisplay:
     def _(self, event: events.TrainingStarted) -> None:
         self._phase, self._progress_time = None, time.monotonic()
         self._progress = events.TrainingProgress(0, event.total_steps, 0.0, 0.0)
+        self._run = event.run
         self._print_lines(event)
         self.console.print()
 
@@ -112,7 +116,9 @@ class LiveDisplay:
         evaluated = [row for row in self._rows[:-RECENT_ROWS] if row.evaluated is not None]
         if len(evaluated) > EVALUATED_ROWS:
             evaluated = [evaluated[0], *evaluated[1 - EVALUATED_ROWS :]]
-        self._rows = [*evaluated, *self._rows[-RECENT_ROWS:]]
+        kept = [*evaluated, *self._rows[-RECENT_ROWS:]]
+        self._left_out += len(self._rows) - len(kept)
+        self._rows = kept
 
     @_take.register
     def _(self, event: events.Evaluated) -> None:
@@ -186,6 +192,7 @@ class LiveDisplay:
         """Stop drawing and print the rows for good."""
         table = self._table() if self._rows else None
         self._rows.clear()
+        self._left_out = 0
         self._phase = self._phase_progress = self._progress = None
         self._live.stop()
         if table is not None:
@@ -214,10 +221,22 @@ class LiveDisplay:
         since = time.monotonic() - self._progress_time
         elapsed, left = progress.elapsed + since, max(progress.remaining - since, 0.0)
         times = f"{format.duration(elapsed)} elapsed"
-        times += f", {format.duration(left)} left" if progress.step else ", first step"
+        if progress.step == progress.total_steps:
+            times += f", {format.duration(left)} left to evaluate and save" if left >= 1 else ", evaluating and saving"
+        else:
+            times += f", {format.duration(left)} left" if progress.step else ", first step"
         return screens.progress_line(progress.step, progress.total_steps, times)
 
-    def _table(self) -> Table:
+    def _table(self) -> RenderableType:
+        """Render the rows; rows that are left out are counted, with the file that has them."""
+        table = self._rows_table()
+        if not self._left_out:
+            return table
+        file = f"{self._run}/{METRICS}"
+        rows = format.choose(self._left_out, "1 row is", f"{self._left_out} rows are")
+        return Group(table, screens.line(format.Line("training", f"{rows} left out here: {file}", "dim")))
+
+    def _rows_table(self) -> Table:
         decimals = 4 if self.console.width >= WIDE else 3
         names = (" step", "epoch", "loss", "no noise", "held-out", "lr", "grad", "tok/s", "memory")
         if self.console.width >= WIDE:

@@ -81,13 +81,17 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.RunFinished) -> list[str]:
-        lines = [f"finished: {event.run} in {event.seconds:.0f}s"]
+        lines = [f"finished: {event.run} in {event.seconds - event.earlier_seconds:.0f}s"]
+        if event.earlier_seconds:
+            lines[0] += f" ({event.seconds:.0f}s with earlier commands)"
         names = ("held_out_loss", "train_loss_no_noise")
         for name, (_, base, tuned, difference) in zip(names, format.loss_rows(event), strict=True):
             if tuned != "-":
                 lines.append(f"{name}: base={base} tuned={tuned} difference={difference}")
         if self._quiet:
             return [line for line in lines if not line.startswith("train_loss")]
+        if event.samples:
+            lines.append(f"note: {format.SAMPLES_NOTE}")
         for sample in event.samples:
             lines += [f"prompt: {one_line(sample.prompt)}", f"  base:  {one_line(sample.base)}"]
             lines.append(f"  tuned: {one_line(sample.tuned)}")

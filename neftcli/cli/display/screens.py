@@ -147,14 +147,17 @@ def run_finished(event: RunFinished) -> RenderableType:
     losses = columns("", "base", "tuned", "difference", left=("",), gap=3)
     for name, *values in format.loss_rows(event):
         losses.add_row(f" {name}", *values)
+    time = f" in {format.rough_duration(event.seconds - event.earlier_seconds)}"
+    if event.earlier_seconds:
+        time += f" ({format.rough_duration(event.seconds)} with earlier commands)"
     parts: list[RenderableType] = [
         Text(),
-        Text.assemble(
-            (" finished", "bold green"), f" in {format.rough_duration(event.seconds)}", (f"   {event.run}", "dim")
-        ),
+        Text.assemble((" finished", "bold green"), time, (f"   {event.run}", "dim")),
         Text(),
         losses,
     ]
+    if event.samples:
+        parts += [Text(), _sentence(format.SAMPLES_NOTE, "dim")]
     for sample in event.samples:
         parts += [Text(), _answers(sample.prompt, [("base", sample.base), ("tuned", sample.tuned)])]
     return Group(*parts, next_steps(format.next_steps(event)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -42,6 +43,7 @@ def test_plain_lines_of_a_run() -> None:
         "data: rows.jsonl (prompt/completion) · 425 rows: 420 for training, none held out",
         "data: 17 k tokens with loss (answers) · 77 to 138 tokens per row, median 102, 90 % at most 119",
         "data: the model's own chat template",
+        "data: 3 rows not used because of data.max_rows",
         "note: 1 row (rows.jsonl, line 3) left out: an answer is empty",
         "note: 1 training row left out: its prompt is in the held-out split",
         "note: 2 rows repeat an earlier row, prompt and answer; they are kept",
@@ -49,7 +51,6 @@ def test_plain_lines_of_a_run() -> None:
         "note: 1 row (rows.jsonl, line 9) holds a special token as text: tokenized as ordinary characters",
         "note: there is no held-out split (none requested, too few rows, or a single prompt), so neft can't measure "
         "whether training helped: --held-out FILE",
-        "note: 3 rows not used because of data.max_rows",
         "model: tiny · LoRA r16 · 4.9 M of 134.5 M parameters trainable · bf16 · CPU, 2 threads",
         "model: from a folder",
         "noise: NEFTune alpha 5 · uniform · noise/embedding 0.099 at layer 0",
@@ -60,6 +61,7 @@ def test_plain_lines_of_a_run() -> None:
         "finished: runs/tiny-a5-s0 in 243s",
         "held_out_loss: base=2.4100 tuned=1.8300 difference=-0.5800",
         "train_loss_no_noise: base=2.4000 tuned=1.7000 difference=-0.7000",
+        "note: A lower loss does not make every answer better, least of all after a short run.",
         "prompt: Why is the sky blue?",
         "  base:  \N{REPLACEMENT CHARACTER}[31mRed\N{REPLACEMENT CHARACTER} alert",
         "  tuned: Blue light bounces.",
@@ -322,6 +324,38 @@ def test_live_table_begins_with_the_losses_before_training() -> None:
     rows = [line.split() for line in shown.splitlines() if re.match(r" +\d+/100 +\d", line)][-11:]
     assert rows[0] == ["0/100", "0.00", "-", "2.400", "2.410", "-", "-", "-", "-"]
     assert [row[0] for row in rows[1:]] == [f"{step}/100" for step in range(31, 41)]
+    assert shown.rstrip().endswith(" 30 rows are left out here: runs/x/metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("step", "remaining", "shown"),
+    [
+        (0, 0.0, "elapsed, first step"),
+        (5, 65.0, "1:05 left"),
+        (10, 8.4, "0:08 left to evaluate and save"),
+        (10, 0.0, "elapsed, evaluating and saving"),
+    ],
+)
+def test_live_time_left(step: int, remaining: float, shown: str) -> None:
+    """After the last step it is the time of the work after training."""
+    display = LiveDisplay(Console(file=io.StringIO(), width=100))
+    progress = events.TrainingProgress(step, 10, 60.0, remaining)
+    display._progress_time = time.monotonic()
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(display._training_progress(progress))
+    assert console.export_text().rstrip().endswith(shown)
+
+
+def test_finished_after_a_resume_has_two_times() -> None:
+    """Of this command, and of all commands."""
+    (finished,) = (event for event in RUN if isinstance(event, events.RunFinished))
+    resumed = replace(finished, seconds=243.0, earlier_seconds=183.0)
+    assert PlainLines(io.StringIO())._lines(resumed)[0] == (
+        "finished: runs/tiny-a5-s0 in 60s (243s with earlier commands)"
+    )
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(screens.run_finished(resumed))
+    assert "finished in 1 min (4 min with earlier commands)" in console.export_text()
 
 
 def test_plain_lines_with_quiet_have_no_notices() -> None:
@@ -360,11 +394,18 @@ def test_data_notices_agree_in_number() -> None:
         "2 rows (rows.jsonl, line 1; line 2) end without a stop token: the model does not learn to stop there",
         "2 rows (rows.jsonl, line 1; line 2) hold a special token as text: tokenized as ordinary characters",
     } <= set(format.data_notices(several))
-    one = replace(ready, duplicates=1, unused={"data.max_rows": 1})
-    assert {
-        "1 row repeats an earlier row, prompt and answer; it is kept",
-        "1 row not used because of data.max_rows",
-    } <= set(format.data_notices(one))
+    one = replace(ready, duplicates=1)
+    assert "1 row repeats an earlier row, prompt and answer; it is kept" in format.data_notices(one)
+
+
+def test_lines_of_unused_rows_are_no_notices() -> None:
+    """The recipe, or a flag, asked for fewer rows."""
+    (ready,) = (event for event in RUN if isinstance(event, events.DataReady))
+    lines = format.lines(replace(ready, unused={"data.max_rows": 1, "data.held_out_rows": 84}))
+    assert [line for line in lines if "not used" in line.text] == [
+        format.Line("data", "1 row not used because of data.max_rows", "dim"),
+        format.Line("data", "84 rows not used because of data.held_out_rows", "dim"),
+    ]
 
 
 def test_data_notices_of_remarks() -> None:
