@@ -61,7 +61,8 @@ def measure(options: Any, precision: str) -> None:
             seconds = time.perf_counter() - begun
             rates[size].append(sum(answer.tokens for answer in answers) / seconds)
             texts[size] = [answer.text for answer in answers]
-    print(f"\n{options.model}, {precision}, {compute.device_name}, {len(prompts)} prompts, {options.rounds} rounds")
+    device = compute.hardware.describe()
+    print(f"\n{options.model}, {precision}, {device}, {len(prompts)} prompts, {options.rounds} rounds")
     print("batch   tokens/s   ratio to 1   answers that differ from batch 1")
     single = statistics.median(rates[1])
     for size in SIZES:

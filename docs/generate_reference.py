@@ -153,7 +153,29 @@ def events_page() -> str:
     for part in describe_parts():
         lines += section(part, "###")
     lines += ["### PhaseId", "", "Ids of phases: " + ", ".join(f"`{phase.value}`" for phase in PhaseId) + ".", ""]
-    return "\n".join(lines)
+    lines += ["### Error codes", "", "Values of `code` of a problem.", "", "| code | error |", "|---|---|"]
+    lines += [f"| `{code}` | {_cell(meaning)} |" for code, meaning in _error_codes().items()]
+    return "\n".join([*lines, ""])
+
+
+def _error_codes() -> dict[str, str]:
+    """Return the codes of errors with their meanings."""
+    from neftcli import errors
+    from neftcli.evaluation import judge  # noqa: F401 - they define errors
+    from neftcli.sweep import reporter  # noqa: F401
+
+    codes = {
+        errors.USAGE: "The command line can't be parsed.",
+        errors.DISK_FULL: "The disk is full, or has too little space.",
+        errors.OUT_OF_MEMORY: "The GPU or the machine has too little memory.",
+        errors.INTERNAL: "An unexpected exception.",
+    }
+    classes = [errors.NeftError]
+    for error in classes:
+        classes += [kind for kind in error.__subclasses__() if kind.__module__.startswith("neftcli.")]
+        summary = (error.__doc__ or "").splitlines()[0]
+        codes[error.code] = "Any other error." if error is errors.NeftError else summary
+    return codes
 
 
 def run_files_page() -> str:

@@ -21,7 +21,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+USAGE = "usage"
+"""Code of a command line that can't be parsed."""
+DISK_FULL = "disk_full"
+OUT_OF_MEMORY = "out_of_memory"
+INTERNAL = "internal"
+"""Code of an unexpected exception."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +41,14 @@ class Problem:
         got: The value that neft received, or an empty string.
         hint: The text to type next, or an empty string.
         did_you_mean: The valid name most similar to the received one, or an empty string.
+        code: Stable id of the kind of error, for programs; if not given, that of the exception's class.
     """
 
     message: str
     got: str = ""
     hint: str = ""
     did_you_mean: str = ""
+    code: str = ""
 
     def details(self) -> list[tuple[str, str]]:
         """Return the parts after the message, each as a label padded to its column and a text."""
@@ -69,67 +79,97 @@ def describe_error(error: BaseException) -> str:
 
 
 class NeftError(Exception):
-    """Base class of neft's exceptions, with one or several problems."""
+    """Base class of neft's exceptions, with one or several problems.
 
-    exit_code = 1
+    Attributes:
+        exit_code: Exit code of a command that ends with it.
+        code: Code of its problems that have none of their own.
+    """
+
+    exit_code: ClassVar[int] = 1
+    code: ClassVar[str] = "failed"
 
     def __init__(self, *problems: Problem | str) -> None:
-        self.problems = tuple(Problem(p) if isinstance(p, str) else p for p in problems)
+        self.problems = tuple(self._with_code(Problem(p) if isinstance(p, str) else p) for p in problems)
         super().__init__("\n".join(line for problem in self.problems for line in problem.lines()))
+
+    def _with_code(self, problem: Problem) -> Problem:
+        return problem if problem.code else replace(problem, code=self.code)
 
 
 class InputError(NeftError):
     """The input is invalid; nothing was started."""
 
     exit_code = 2
+    code = "input"
 
 
 class RecipeError(InputError):
     """A recipe file, a `--set` or a flag is invalid."""
 
+    code = "recipe"
+
 
 class DataError(InputError):
     """A data file, row or column is invalid."""
+
+    code = "data"
 
 
 class ModelError(InputError):
     """A model's name, files, tokenizer or template is invalid."""
 
+    code = "model"
+
 
 class RunLockedError(InputError):
     """Another process is training the run."""
+
+    code = "run_locked"
 
 
 class NeftuneError(NeftError):
     """Noise would be attached twice, or the lengths of a batch are unknown."""
 
+    code = "neftune"
+
 
 class TrainingError(NeftError):
     """Training started and failed."""
+
+    code = "training"
 
 
 class NonFiniteLossError(TrainingError):
     """The loss became NaN or infinite."""
 
+    code = "non_finite_loss"
+
 
 class ProcessLostError(TrainingError):
     """Another training process ended."""
 
+    code = "process_lost"
+
 
 class LibraryPanic(NeftError):  # noqa: N818 - Rust's word
     """Compiled code of a library panicked; the same input would panic again."""
+
+    code = "library"
 
 
 class Preempted(NeftError):  # noqa: N818 - a request, not an error
     """Stopped by the first signal, and saved; can be resumed."""
 
     exit_code = 75
+    code = "preempted"
 
 
 class Interrupted(NeftError):  # noqa: N818
     """Stopped at once, without saving."""
 
     exit_code = 130
+    code = "interrupted"
 
 
 @contextmanager

@@ -20,7 +20,17 @@ import neftcli
 from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.cli.display.text import replace_unencodable
 from neftcli.cli.help import Command, HelpOption, command_with
-from neftcli.errors import Interrupted, NeftError, Preempted, Problem, describe_error, first_line, panics_as_errors
+from neftcli.errors import (
+    INTERNAL,
+    USAGE,
+    Interrupted,
+    NeftError,
+    Preempted,
+    Problem,
+    describe_error,
+    first_line,
+    panics_as_errors,
+)
 from neftcli.system.distributed import is_main_process, rank
 from neftcli.system.environment import drop_overrides, exclude_current_folder
 from neftcli.system.files import restrict_umask
@@ -155,7 +165,7 @@ def main() -> None:
         with panics_as_errors():
             code = app(args=arguments, prog_name="neft", standalone_mode=False)
         if code == INTERRUPTED:
-            _report([Problem("stopped by Ctrl-C before anything was started")], INTERRUPTED)
+            _report([Problem("stopped by Ctrl-C before anything was started", code=Interrupted.code)], INTERRUPTED)
         sys.exit(code)
     except UsageError as error:
         if debug:
@@ -165,7 +175,7 @@ def main() -> None:
         else:
             from neftcli.cli.usage import usage_problem
 
-            _report([usage_problem(error)], 2)
+            _report([replace(usage_problem(error), code=USAGE)], 2)
         sys.exit(2)
     except NeftError as error:
         if debug:
@@ -194,6 +204,7 @@ def main() -> None:
             "this is a bug in neft or in a library, not a mistake of yours",
             describe_error(error),
             "run the same command with --debug, and report its output",
+            code=INTERNAL,
         )
         _report([problem], 1)
         sys.exit(1)

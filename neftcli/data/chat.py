@@ -21,6 +21,7 @@ from neftcli.events import Observer, Phase, PhaseId
 from neftcli.models.chat_templates import (
     OTHER_TEMPLATE,
     TEMPLATE_DATE,
+    describe_template,
     fix_current_date,
     model_chat_template,
     training_template,
@@ -53,7 +54,7 @@ class ChatFormat:
     Args:
         tokenizer: The tokenizer; without a chat template it is for plain text only.
         declared_stops: Token ids that the model's generation_config.json or config.json names as `eos_token_id`.
-        name: The template's name, for messages.
+        template: Id of the template, as `set_chat_template` returns it.
         reasoning: "learn" keeps the reasoning in answers, "drop" removes it.
         chats: The rows are conversations; otherwise the chat template is not used.
 
@@ -72,11 +73,11 @@ class ChatFormat:
         tokenizer: PreTrainedTokenizerBase,
         declared_stops: Iterable[int] = (),
         *,
-        name: str = "",
+        template: str = "",
         reasoning: Literal["learn", "drop"] = "learn",
         chats: bool = True,
     ) -> None:
-        self.tokenizer, self.name, self.reasoning = tokenizer, name, reasoning
+        self.tokenizer, self.template, self.reasoning = tokenizer, template, reasoning
         own = model_chat_template(tokenizer) if chats else ""
         self.writes_date = fix_current_date(own) != own
         self._own = fix_current_date(own)
@@ -290,9 +291,10 @@ class ChatFormat:
                     return self._forms
                 renderings.append(text)
         closest = max(renderings, key=lambda text: (QUESTION in text) + (ANSWER in text), default="")
+        name = describe_template(self.template) or "this chat template"
         raise ModelError(
             Problem(
-                f"model.chat_template: {self.name or 'this chat template'} does not render a question and its answer",
+                f"model.chat_template: {name} does not render a question and its answer",
                 _describe_missing(closest) if renderings else "".join(errors[:1]),
                 OTHER_TEMPLATE,
             )
@@ -360,18 +362,24 @@ def load_chat_format(
     tokenizer, notices = load_tokenizer(reference, trust, load_embedding_size(reference, trust))
     declared = read_stop_tokens(reference)
     with tokenizer_errors(tokenizer, "model.name"):
-        name = "" if row_format == "text" else set_chat_template(tokenizer, recipe.model.chat_template)
-        chat = build_chat_format(tokenizer, declared, recipe, row_format, name)
+        template = "" if row_format == "text" else set_chat_template(tokenizer, recipe.model.chat_template)
+        chat = build_chat_format(tokenizer, declared, recipe, row_format, template)
     if chat.writes_date:
         notices.append(f"the chat template writes the current date; every row has {TEMPLATE_DATE:%d %B %Y} instead")
     return chat, notices
 
 
 def build_chat_format(
-    tokenizer: PreTrainedTokenizerBase, declared_stops: Iterable[int], recipe: Recipe, row_format: str, name: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    declared_stops: Iterable[int],
+    recipe: Recipe,
+    row_format: str,
+    template: str = "",
 ) -> ChatFormat:
     """Return the chat format of a recipe's rows with this tokenizer."""
-    return ChatFormat(tokenizer, declared_stops, name=name, reasoning=recipe.data.reasoning, chats=row_format != "text")
+    return ChatFormat(
+        tokenizer, declared_stops, template=template, reasoning=recipe.data.reasoning, chats=row_format != "text"
+    )
 
 
 def _parts(content: str) -> list[dict[str, str]]:

@@ -108,13 +108,15 @@ class RowNotes:
     """Notes on rows, collected while they are read and shown before training.
 
     Attributes:
-        unread: Columns, and keys of turns ("turn key emotion"), that hold a value and are not read.
+        unread_columns: Columns that hold a value and are not read.
+        unread_turn_keys: Keys of turns that hold a value and are not read.
         shortened: Parts of conversations that are dropped.
         remarks: Other remarks.
     """
 
     def __init__(self) -> None:
-        self.unread = OccurrenceCounts()
+        self.unread_columns = OccurrenceCounts()
+        self.unread_turn_keys = OccurrenceCounts()
         self.shortened = OccurrenceCounts()
         self.remarks = OccurrenceCounts()
 

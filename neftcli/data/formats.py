@@ -377,7 +377,7 @@ def to_example(
     known = entry.known_columns()
     for name, value in row.values.items():
         if name not in known and has_value(value):
-            notes.unread.add(name or '""', row.location)
+            notes.unread_columns.add(name or '""', row.location)
     row_columns = RowColumns(row, own_names, notes)
     content = entry.read(row_columns)
     learn, mark = read_mark({name: row_columns.value(name) for name in MARKS}, row.location, "row")

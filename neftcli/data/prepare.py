@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from neftcli.data.dataset import ExampleDataset, TokenDataset
 from neftcli.data.mixture import ExampleSplits, no_progress
-from neftcli.data.sources import BUILTIN
 from neftcli.data.splits import count_duplicates
 from neftcli.data.token_cache import MIN_ROWS, hash_key, load_or_create
 from neftcli.data.tokens import TokenRow, tokenize
@@ -85,10 +84,10 @@ def prepare(
         if chat.special_tokens.find_special_token(example):
             special_token_text.append(example.location)
     counts = DataReady(
-        source="built-in set" if data.source_name() == BUILTIN else data.source_name(),
+        source=data.source_name(),
         format=" + ".join(examples.row_formats),
         loss_on=_loss_on(data, examples.row_format),
-        template="" if examples.row_format == "text" else chat.name,
+        template="" if examples.row_format == "text" else chat.template,
         rows_read=examples.rows_read,
         skipped=skipped,
         duplicates=count_duplicates(examples.train),
@@ -97,7 +96,8 @@ def prepare(
         train=count_tokens(train),
         held_out=count_tokens(held_out),
         fingerprint=data_fingerprint(examples.train, examples.held_out),
-        unread_columns=dict(examples.notes.unread),
+        unread_columns=dict(examples.notes.unread_columns),
+        unread_turn_keys=dict(examples.notes.unread_turn_keys),
         dropped_turns=dict(examples.notes.shortened),
         remarks=dict(examples.notes.remarks),
         unused=examples.unused,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from neftcli.data.chat import WITH_TOOLS, ChatFormat
 from neftcli.data.tokenizer import THINK, THINK_END
 from neftcli.errors import DataError, Problem
-from neftcli.models.chat_templates import OTHER_TEMPLATE
+from neftcli.models.chat_templates import OTHER_TEMPLATE, describe_template
 
 if TYPE_CHECKING:
     from neftcli.data.answer_spans import AnswerSpan, Marks
@@ -130,7 +130,7 @@ def _require_texts(
 
 
 def _reject(chat: ChatFormat, text: str, location: str, description: str, hint: str) -> NoReturn:
-    name = chat.name or "the chat template"
+    name = describe_template(chat.template) or "the chat template"
     raise DataError(Problem(f"{location}: {name} does not render {description}", text[:60], hint))
 
 

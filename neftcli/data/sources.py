@@ -17,10 +17,10 @@ from neftcli.data.folders import DataFolder, SplitFiles, describe_skipped_files,
 from neftcli.data.readers import Row, file_ending, is_running_text, read_file, require_known_ending, table_rows
 from neftcli.data.remote import download, is_remote, open_filesystem, strip_file_scheme, validate_address
 from neftcli.errors import DataError, Problem, first_line
+from neftcli.events.data import BUILTIN
 from neftcli.system.hub import add_hub_settings
 from neftcli.system.paths import closest_path, exists, expand_home, unsearchable_parent
 
-BUILTIN = "builtin"
 BUILTIN_SPLITS = ("train", "held_out")
 HUB_ALIASES = {"imdb": "stanfordnlp/imdb", "alpaca": "tatsu-lab/alpaca", "open-platypus": "garage-bAInd/Open-Platypus"}
 HUB_BATCH_SIZE = 1000

@@ -176,7 +176,7 @@ def _read_turn(item: Any, location: str, row: str, keys: tuple[str, str], notes:
                 f"neft does not read the turn key {key}; weight or train (0 or 1) marks turns to train on", row
             )
         else:
-            notes.unread.add(f"turn key {key}", row)
+            notes.unread_turn_keys.add(key, row)
     return Turn(
         standard_role,
         content,
@@ -274,7 +274,7 @@ def _read_content(value: Any, label: str, key: str, row: str, notes: RowNotes) -
             raise DataError(Problem(f"{location} is not text{tool}", describe_value(part), hint))
         for other in values:
             if other not in ("type", text_key):
-                notes.unread.add(f"turn key {key}.{other}", row)
+                notes.unread_turn_keys.add(f"{key}.{other}", row)
     return "".join(texts).strip(), "".join(thoughts).strip()
 
 

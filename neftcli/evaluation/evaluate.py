@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from neftcli.data.prepare import data_fingerprint
 from neftcli.data.splits import normalize_prompt
 from neftcli.data.tokens import instruction, split_prompt_and_reference
-from neftcli.errors import InputError, NeftError, Preempted, Problem, first_line
+from neftcli.errors import OUT_OF_MEMORY, InputError, NeftError, Preempted, Problem, first_line
 from neftcli.evaluation.cache import lock_results
 from neftcli.evaluation.exports import EXPORTS
 from neftcli.evaluation.held_out import EvalRows, read_eval_rows
@@ -304,7 +304,9 @@ def _judge_answers(results: Sequence[ModelResults], rows: EvalRows, observer: Ob
         elapsed = time.perf_counter() - started
         rate = done / elapsed if elapsed else 0.0
         remaining = (total - done) / rate if rate else 0.0
-        observer.notify(PhaseProgress(PhaseId.JUDGING, done, total, elapsed, remaining, rate, "verdicts", models))
+        observer.notify(
+            PhaseProgress(PhaseId.JUDGING, done, total, elapsed, remaining, "verdicts", rate, "verdicts", models)
+        )
 
     folder = _judge_folder(results[0].target)
     with lock_results(folder, observer):
@@ -396,5 +398,6 @@ def _explain_errors(folder: Path) -> Iterator[None]:
                 f"out of memory while loading a model, or with a single row; {kept}",
                 first_line(error),
                 "--set evaluation.generation.max_new_tokens=64, shorter rows, or a machine with more memory",
+                code=OUT_OF_MEMORY,
             )
         ) from error

@@ -11,11 +11,12 @@ from neftcli.data.dataset import ExampleDataset
 from neftcli.data.example import RowNotes
 from neftcli.data.mixture import EvalExamples, ExampleSplits, read_eval_examples, read_examples
 from neftcli.data.prepare import data_fingerprint
-from neftcli.data.sources import BUILTIN, is_hub_id
+from neftcli.data.sources import is_hub_id
 from neftcli.data.splits import hash_prompts, sample_rows, select_distinct, select_unseen
 from neftcli.errors import DataError, Problem
 from neftcli.evaluation.targets import EvalTarget, resolve_target
-from neftcli.events import EvaluationDataReady, Notice, Observer, Phase, PhaseId
+from neftcli.events import EvaluationDataReady, Notice, Observer, Phase, PhaseId, RowsSource
+from neftcli.events.data import BUILTIN
 from neftcli.recipe.relative_paths import find_relative_paths
 from neftcli.runs.directory import RECIPE, find_run
 from neftcli.system.hub import UNREACHABLE, go_offline_if_unreachable
@@ -38,14 +39,14 @@ class EvalRows:
         examples: The rows.
         data: Settings that turn them into tokens.
         row_format: Their row format.
-        source: Their origin, for people.
+        source: Their origin.
         label: Their origin as the name of a folder.
     """
 
     examples: ExampleDataset
     data: Data
     row_format: str
-    source: str
+    source: RowsSource
     label: str
 
 
@@ -82,11 +83,12 @@ def read_eval_rows(
     main = targets[0]
     if dataset is None and main.run is not None:
         questions, data = _held_out_of(main, recipes[0], split, typed), recipes[0].data
-        source, label = f"held out of {main.name}", "held-out"
+        held_out = data.held_out_source or data.source_name()
+        source, label = RowsSource(held_out, held_out_of=main.name), "held-out"
     else:
         data = _data(main.recipe.data, dataset or BUILTIN, split, typed)
         questions = read_eval_examples(data)
-        source = "built-in set, held out" if data.source == BUILTIN else data.source
+        source = RowsSource(data.source, questions.sources[0].split)
         label = Path(data.source).name.partition(".")[0] or "rows"
     trained = _trained_prompts(targets, observer)
     unique = questions.examples.select(select_distinct(questions.examples))
@@ -94,7 +96,9 @@ def read_eval_rows(
     if not unseen:
         raise DataError(
             Problem(
-                f"{source}: a model here was trained on all of these rows", count_noun(len(unique), "row"), DATASET_HINT
+                f"{source.describe()}: a model here was trained on all of these rows",
+                count_noun(len(unique), "row"),
+                DATASET_HINT,
             )
         )
     examples = unseen
@@ -110,7 +114,8 @@ def read_eval_rows(
             trained_on=len(unique) - len(unseen),
             repeated=len(questions.examples) - len(unique),
             skipped={reason: tuple(locations) for reason, locations in questions.skipped.items()},
-            unread_columns=dict(questions.notes.unread),
+            unread_columns=dict(questions.notes.unread_columns),
+            unread_turn_keys=dict(questions.notes.unread_turn_keys),
             dropped_turns=dict(questions.notes.shortened),
             remarks=dict(questions.notes.remarks),
             sources=questions.sources,

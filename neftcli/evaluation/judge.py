@@ -55,6 +55,8 @@ GRACE_SECONDS = 2.0  # seconds to wait for pending replies, which are paid for, 
 class JudgeError(NeftError):
     """The judge failed; its replies so far are kept."""
 
+    code = "judge"
+
 
 @dataclass(frozen=True)
 class JudgeScores:

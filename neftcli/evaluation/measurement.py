@@ -60,23 +60,31 @@ class ModelResults:
     tasks: tuple[TaskResult, ...] = ()
 
 
+PROGRESS_UNITS = {PhaseId.COMPUTING_LOSSES: ("rows", "rows"), PhaseId.GENERATING_ANSWERS: ("answers", "tokens")}
+"""Unit of the items of a phase, and unit of its rate."""
+
+
 class ProgressReporter:
     """Notifies an observer of the progress of a phase, with its rate and the remaining time."""
 
-    def __init__(self, phase: PhaseId, target: str, known: int, total: int, unit: str, observer: Observer) -> None:
+    def __init__(self, phase: PhaseId, target: str, known: int, total: int, observer: Observer) -> None:
         self._phase, self._target, self._known, self._total = phase, target, known, total
-        self._unit, self._observer = unit, observer
+        self._units, self._observer = PROGRESS_UNITS[phase], observer
         self._begun, self._amount = time.perf_counter(), 0
-        observer.notify(PhaseProgress(phase, known, total, 0.0, 0.0, 0.0, unit, target))
+        self._report(known, 0.0, 0.0, 0.0)
 
     def add(self, done: int, amount: int) -> None:
-        """Notify that `done` items are done in all, and `amount` more of the unit since the last call."""
+        """Notify that `done` items are done in all, and `amount` more of the rate's unit since the last call."""
         self._amount += amount
         elapsed = time.perf_counter() - self._begun
         remaining = elapsed / max(1, done - self._known) * (self._total - done)
         rate = self._amount / elapsed if elapsed else 0.0
+        self._report(done, elapsed, remaining, rate)
+
+    def _report(self, done: int, elapsed: float, remaining: float, rate: float) -> None:
+        unit, rate_unit = self._units
         self._observer.notify(
-            PhaseProgress(self._phase, done, self._total, elapsed, remaining, rate, self._unit, self._target)
+            PhaseProgress(self._phase, done, self._total, elapsed, remaining, unit, rate, rate_unit, self._target)
         )
 
 
@@ -136,7 +144,7 @@ class ModelEvaluator:
         if without_loss and not self._token_rows:
             raise DataError(
                 Problem(
-                    f"{rows.source}: no token would have a loss, so there is no held-out loss",
+                    f"{rows.source.describe()}: no token would have a loss, so there is no held-out loss",
                     f"{count_noun(without_loss, 'row')} whose prompt alone fills data.max_length "
                     f"{rows.data.max_length}",
                     f"--max-length {rows.data.max_length * 4}",
@@ -213,7 +221,7 @@ class ModelEvaluator:
         if missing:
             model = self._load_model()
             progress = ProgressReporter(
-                PhaseId.COMPUTING_LOSSES, self.target.name, len(cache.results), len(rows), "rows", self.observer
+                PhaseId.COMPUTING_LOSSES, self.target.name, len(cache.results), len(rows), self.observer
             )
             batch_size = self.settings.per_device_eval_batch_size
             missing_rows = [rows[index] for index in missing]
@@ -243,7 +251,7 @@ class ModelEvaluator:
                 )
             )
         progress = ProgressReporter(
-            PhaseId.GENERATING_ANSWERS, self.target.name, len(cache.results), len(prompts), "tokens", self.observer
+            PhaseId.GENERATING_ANSWERS, self.target.name, len(cache.results), len(prompts), self.observer
         )
         batches = iter_answers(
             model,

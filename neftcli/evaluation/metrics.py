@@ -87,7 +87,7 @@ class Metric:
     Attributes:
         id: Its identifier in code, files, JSON and recipes.
         label: Its name in tables and sentences.
-        unit: Its unit; empty if it has none.
+        unit: Id of its unit; empty if it has none.
         direction: Values that are better: lower or higher; none if it only describes.
         definition: The definition that docs/evaluation.md gives, in Markdown.
         source: The computation of its values.
@@ -127,7 +127,7 @@ _METRICS = (
     Metric(
         HELD_OUT_LOSS,
         "held-out loss",
-        "nats per token",
+        "nats_per_token",
         "lower",
         "negative log-likelihood of the answers' tokens in nats, summed over tokens, divided by tokens",
         PerRow(_of_losses("negative_log_likelihood"), _of_losses("tokens")),
@@ -301,9 +301,9 @@ def heading(metric_id: str) -> str:
 
 
 def unit(metric_id: str) -> str:
-    """Return a metric's unit; an empty string if it has none."""
+    """Return a metric's unit for people; an empty string if it has none."""
     metric = REGISTRY.get(metric_id)
-    return "" if metric is None else metric.unit
+    return "" if metric is None else metric.unit.replace("_", " ")
 
 
 def is_share(metric_id: str) -> bool:

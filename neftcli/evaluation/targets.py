@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from neftcli.errors import InputError, ModelError, Problem, RecipeError
-from neftcli.events import EvaluatedModel, Observer, PairedRun
+from neftcli.events import EvaluatedModel, ModelSource, Observer, PairedRun
 from neftcli.models.registry import ALIASES, ModelReference, resolve_model
 from neftcli.recipe.loading import load_recipe, resolve_recipe
 from neftcli.recipe.relative_paths import find_relative_paths
@@ -74,7 +74,7 @@ class EvalTarget:
         return EvaluatedModel(
             role=self.role,
             name=self.name,
-            source=str(self.run.path) if self.run else self.reference.describe_source(),
+            source=ModelSource("run", str(self.run.path)) if self.run else self.reference.source(),
             alpha=self.recipe.neftune.alpha if trained else None,
             seed=self.recipe.training.seed if trained else None,
         )

@@ -6,6 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+BUILTIN = "builtin"
+"""Name of the built-in rows, as a source of data."""
+
+
+def describe_source(name: str) -> str:
+    """Return the name of a source of data for display."""
+    return "built-in set" if name == BUILTIN else name
+
 
 @dataclass(frozen=True, slots=True)
 class Occurrences:
@@ -79,10 +87,10 @@ class DataReady:
     """The training data is read, split and tokenized.
 
     Attributes:
-        source: Name of the data.
-        format: Row format, detected or given.
+        source: Source of the data: builtin, a path, a URL or a hub id; several are joined with " + ".
+        format: Row format, detected or given; several are joined with " + ".
         loss_on: Tokens that carry loss: answers, last_answers, completions or all_tokens.
-        template: Name of the chat template; empty for plain text.
+        template: Chat template: own (the model's), alpaca, chatml or the name of a Jinja file; empty for plain text.
         rows_read: Rows read from the training sources.
         skipped: Reason for which rows were left out, mapped to their locations.
         duplicates: Rows that repeat an earlier row.
@@ -91,7 +99,8 @@ class DataReady:
         train: Counts of the training split.
         held_out: Counts of the held-out split.
         fingerprint: SHA-256 of the examples of both splits.
-        unread_columns: Column ("score") or turn key ("turn key emotion") that neft does not read, and its rows.
+        unread_columns: Column that neft does not read, and its rows.
+        unread_turn_keys: Key of turns that neft does not read, and its rows.
         unused: Option that leaves rows out, mapped to their number.
         dropped_turns: Part of conversations that is left out, and its rows.
         remarks: Remark about conversations, and its rows.
@@ -113,6 +122,7 @@ class DataReady:
     held_out: SplitCounts
     fingerprint: str
     unread_columns: Mapping[str, Occurrences] = field(default_factory=dict)
+    unread_turn_keys: Mapping[str, Occurrences] = field(default_factory=dict)
     unused: Mapping[str, int] = field(default_factory=dict)
     dropped_turns: Mapping[str, Occurrences] = field(default_factory=dict)
     remarks: Mapping[str, Occurrences] = field(default_factory=dict)
@@ -120,11 +130,34 @@ class DataReady:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsSource:
+    """Origin of rows to evaluate on.
+
+    Attributes:
+        name: builtin, a path, a URL or a hub id; several are joined with " + ".
+        split: The split that was read; empty if the source has none, or for the held-out split of a run.
+        held_out_of: Name of the run whose held-out split is evaluated; empty for other rows.
+    """
+
+    name: str
+    split: str = ""
+    held_out_of: str = ""
+
+    def describe(self) -> str:
+        """Return the origin for display."""
+        if self.held_out_of:
+            return f"held out of {self.held_out_of}"
+        if self.name != BUILTIN:
+            return self.name
+        return f"{describe_source(self.name)}, {self.split.replace('_', ' ')}"
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationDataReady:
     """The rows of an evaluation are read.
 
     Attributes:
-        source: Name of the data.
+        source: Origin of the rows.
         format: Row format.
         rows_read: Rows read.
         rows: Rows that are evaluated.
@@ -132,7 +165,8 @@ class EvaluationDataReady:
         trained_on: Rows left out because an evaluated model was trained on their prompt.
         repeated: Rows left out because they repeat an earlier row.
         skipped: Reason for which rows were left out, mapped to their locations.
-        unread_columns: Column ("score") or turn key ("turn key emotion") that neft does not read, and its rows.
+        unread_columns: Column that neft does not read, and its rows.
+        unread_turn_keys: Key of turns that neft does not read, and its rows.
         dropped_turns: Part of conversations that is left out, and its rows.
         remarks: Remark about conversations, and its rows.
         sources: The source that was read.
@@ -140,7 +174,7 @@ class EvaluationDataReady:
 
     id: ClassVar[str] = "evaluation.data_ready"
 
-    source: str
+    source: RowsSource
     format: str
     rows_read: int
     rows: int
@@ -149,6 +183,7 @@ class EvaluationDataReady:
     repeated: int
     skipped: dict[str, tuple[str, ...]]
     unread_columns: Mapping[str, Occurrences] = field(default_factory=dict)
+    unread_turn_keys: Mapping[str, Occurrences] = field(default_factory=dict)
     dropped_turns: Mapping[str, Occurrences] = field(default_factory=dict)
     remarks: Mapping[str, Occurrences] = field(default_factory=dict)
     sources: tuple[SourceCounts, ...] = ()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from neftcli.events.training import PairedRun
+from neftcli.events.data import RowsSource
+from neftcli.events.training import ModelSource, PairedRun
 
 
 class VerdictId(StrEnum):
@@ -35,14 +36,14 @@ class EvaluatedModel:
     Attributes:
         role: Role of the model: run, baseline, base or model.
         name: Name of the run or the model.
-        source: Folder of the run, or origin of the weights.
+        source: The run, or the origin of the weights.
         alpha: NEFTune's alpha in training; None for a model that is not a run.
         seed: Seed of the training; None for a model that is not a run.
     """
 
     role: str
     name: str
-    source: str
+    source: ModelSource
     alpha: float | None = None
     seed: int | None = None
 
@@ -70,7 +71,7 @@ class MetricRow:
 
     Attributes:
         metric: Id of the metric.
-        unit: Unit; empty if it has none.
+        unit: Unit: nats_per_token, or empty if it has none.
         direction: Values that are better, "lower" or "higher"; "none" if the metric only describes.
         values: A value for each model, in their order; None if the model has none.
     """
@@ -164,7 +165,7 @@ class EvaluationReport:
     Attributes:
         models: The columns of the table; the first is the evaluated model.
         rows: Rows that were evaluated.
-        source: Name of the data.
+        source: Origin of the rows.
         metrics: The metrics.
         comparisons: Comparisons of the evaluated model with the others.
         scope: Scope of the verdicts, as a sentence.
@@ -184,7 +185,7 @@ class EvaluationReport:
 
     models: tuple[EvaluatedModel, ...]
     rows: int
-    source: str
+    source: RowsSource
     metrics: tuple[MetricRow, ...]
     comparisons: tuple[Comparison, ...]
     scope: str

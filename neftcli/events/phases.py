@@ -57,8 +57,9 @@ class PhaseProgress:
         total: Items in all.
         elapsed: Seconds since the phase began.
         remaining: Estimated seconds left.
-        rate: Units per second.
-        unit: Unit of the rate: rows, tokens or verdicts.
+        unit: Unit of `done` and `total`: rows, answers or verdicts.
+        rate: Speed, in `rate_unit` per second; 0 if it is not known yet.
+        rate_unit: Unit of `rate`: rows, tokens or verdicts.
         subject: The model, task or cell that the phase is about; empty if there is only one.
     """
 
@@ -69,6 +70,7 @@ class PhaseProgress:
     total: int
     elapsed: float
     remaining: float
-    rate: float
     unit: str
+    rate: float
+    rate_unit: str
     subject: str = ""

@@ -7,28 +7,90 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Origin of a model's weights.
+
+    Attributes:
+        kind: hub, package, folder or gguf; run for a run of neft.
+        location: Hub id, name of the package, or path.
+        revision: Branch, tag or commit on the hub; None if there is none.
+    """
+
+    kind: str
+    location: str
+    revision: str | None = None
+
+    def describe(self) -> str:
+        """Return the origin for display."""
+        if self.kind == "hub":
+            return f"{self.location}{'@' + self.revision if self.revision else ''} on the hub"
+        return f"installed package {self.location}" if self.kind == "package" else self.location
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The processors that a model runs on.
+
+    Attributes:
+        type: cpu, cuda or mps.
+        name: Name of the GPU as its driver gives it; empty for a CPU or an Apple GPU.
+        threads: CPU threads of each process; None on a GPU.
+        processes: Number of processes, each with a device of its own.
+    """
+
+    type: str
+    name: str = ""
+    threads: int | None = None
+    processes: int = 1
+
+    def describe(self) -> str:
+        """Return the device for display: "CPU, 2 threads" or "4 x NVIDIA H200"."""
+        name = self.name or {"cpu": "CPU", "mps": "Apple GPU"}.get(self.type, "GPU")
+        if self.threads is not None:
+            name += f", {self.threads} thread{'s' if self.threads > 1 else ''}"
+        return name if self.processes == 1 else f"{self.processes} x {name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """Training method.
+
+    Attributes:
+        type: full, lora or qlora.
+        r: Rank of the adapter; None for full fine-tuning.
+    """
+
+    type: str
+    r: int | None = None
+
+    def describe(self) -> str:
+        """Return the method for display: "full", "LoRA r16" or "QLoRA r16"."""
+        return {"lora": f"LoRA r{self.r}", "qlora": f"QLoRA r{self.r}"}.get(self.type, self.type)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelReady:
     """The model is loaded, with its adapters if it has any.
 
     Attributes:
         name: Alias, hub id or path, as given.
         source: Origin of the weights.
-        method: Training method: full, LoRA r16 or QLoRA r16.
+        method: Training method.
         parameters: All parameters.
         trainable: Trainable parameters.
-        precision: Precision of the matrix products.
-        device: Name of the device.
+        precision: Precision of the matrix products: bf16 or fp32.
+        device: The device.
     """
 
     id: ClassVar[str] = "model.ready"
 
     name: str
-    source: str
-    method: str
+    source: ModelSource
+    method: Method
     parameters: int
     trainable: int
     precision: str
-    device: str
+    device: Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +279,9 @@ class TrainingPlan:
 
     Attributes:
         model: Origin of the weights.
-        method: Training method: full, LoRA r16 or QLoRA r16.
-        device: Name of the device.
-        precision: Precision of the matrix products.
+        method: Training method.
+        device: The device.
+        precision: Precision of the matrix products: bf16 or fp32.
         total_steps: Steps in all; None if the data could not be counted.
         parameters: All parameters.
         trainable: Trainable parameters.
@@ -235,9 +297,9 @@ class TrainingPlan:
 
     id: ClassVar[str] = "training.plan"
 
-    model: str
-    method: str
-    device: str
+    model: ModelSource
+    method: Method
+    device: Device
     precision: str
     total_steps: int | None
     parameters: int

@@ -49,10 +49,19 @@ CHATML = (
 NAMED_TEMPLATES = {"alpaca": ALPACA, "chatml": CHATML}
 OTHER_TEMPLATE = "--chat-template chatml"
 """Hint for a conversation that the model's own template does not render."""
+OWN_TEMPLATE = "own"
+"""Id of the model's own template."""
 ENDINGS = (".jinja", ".jinja2", ".j2")
 DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 TEMPLATE_DATE = date(2024, 7, 26)
 """Replaces the current date in templates, so that the same rows give the same tokens every day."""
+
+
+def describe_template(template: str) -> str:
+    """Return the name of a template for display, from the id that `set_chat_template` returns."""
+    if template == OWN_TEMPLATE:
+        return "the model's own chat template"
+    return f"chat template {template}" if template else ""
 
 
 def validate_chat_template(name: str | None) -> None:
@@ -77,23 +86,23 @@ def set_chat_template(tokenizer: Any, name: str | None) -> str:
             none).
 
     Returns:
-        A description of the template.
+        The template's id: "own", a name, or the name of the file.
 
     Raises:
         ModelError: The name is unknown and there is no such file.
     """
     if name is None and tokenizer.chat_template:
-        return "the model's own chat template"
+        return OWN_TEMPLATE
     name = name or "alpaca"
     if name in NAMED_TEMPLATES:
         # If the tokenizer begins every text with a BOS token, its template must write that token.
         bos = tokenizer.bos_token_id
         adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
         tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + NAMED_TEMPLATES[name]
-        return f"chat template {name}"
+        return name
     file = expand_home(name)
     tokenizer.chat_template = _read_template(file)
-    return f"chat template {file.name}"
+    return file.name
 
 
 def _read_template(file: Path) -> str:

@@ -16,6 +16,7 @@ from shlex import quote
 from typing import Any, Literal
 
 from neftcli.errors import ModelError, Problem
+from neftcli.events import ModelSource
 from neftcli.system.paths import closest_path, exists, expand_home, unsearchable_parent
 
 Kind = Literal["hub", "folder", "gguf"]
@@ -149,13 +150,15 @@ class ModelReference:
         """Return the name that works on a different machine: the hub id of an alias, else the location."""
         return self.alias.hub_id if self.alias else self.location
 
+    def source(self) -> ModelSource:
+        """Return the origin of the weights."""
+        if self.kind != "hub" and self.alias and self.alias.package:
+            return ModelSource("package", self.alias.package)
+        return ModelSource(self.kind, self.location, self.revision)
+
     def describe_source(self) -> str:
         """Describe where the weights come from."""
-        if self.kind == "hub":
-            return f"{self.location}{'@' + self.revision if self.revision else ''} on the hub"
-        if self.alias and self.alias.package:
-            return f"installed package {self.alias.package}"
-        return self.location
+        return self.source().describe()
 
 
 def resolve_model(name: str, revision: str | None = None) -> ModelReference:

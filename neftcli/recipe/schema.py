@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from neftcli.events import Method
 from neftcli.system.paths import expand_home
 
 
@@ -596,11 +597,11 @@ class Recipe:
             return self.training.learning_rate
         return 5e-5 if self.adapter.type == "none" else 2e-4
 
-    def method(self) -> str:
-        """Return the tuning method: "full", "LoRA r16" or "QLoRA r16"."""
+    def method(self) -> Method:
+        """Return the training method."""
         if self.adapter.type == "none":
-            return "full"
-        return f"{'LoRA' if self.quantization.type == 'none' else 'QLoRA'} r{self.adapter.r}"
+            return Method("full")
+        return Method("lora" if self.quantization.type == "none" else "qlora", self.adapter.r)
 
     def output_folder(self) -> Path:
         """Return the path of output_dir, with ~ expanded: shells leave it in --output-dir=~/runs."""

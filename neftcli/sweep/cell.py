@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Preempted, Problem
-from neftcli.events import CellEvaluationStarted, Event, Observer, Phase, PhaseProgress
+from neftcli.events import CellEvaluationStarted, Event, Observer, Phase, PhaseProgress, RowsSource
 from neftcli.recipe.loading import recipe_fingerprint
 from neftcli.runs.schemas import CellMetric, MeasuredCell
 from neftcli.sweep.cell_runs import EVALUATION, CellRuns, evaluation_key, read_evaluation
@@ -107,7 +107,8 @@ def _evaluate_saved(run: RunDirectory, recipe: Recipe, asset_cache: AssetCache, 
 def _held_out_rows(recipe: Recipe, examples: Any, row_format: Any) -> EvalRows:
     from neftcli.evaluation.held_out import EvalRows
 
-    return EvalRows(examples, recipe.data, row_format, "held-out rows", "held-out")
+    source = RowsSource(recipe.data.held_out_source or recipe.data.source_name(), held_out_of=recipe.run_name())
+    return EvalRows(examples, recipe.data, row_format, source, "held-out")
 
 
 def _evaluate(

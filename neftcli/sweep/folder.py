@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neftcli.errors import InputError, Interrupted, NeftError, Problem
+from neftcli.errors import DISK_FULL, InputError, Interrupted, NeftError, Problem
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.directory import CELLS, LOCK, RECIPE, RECORD, find_run, find_sweep, list_sweeps
 from neftcli.system.files import atomic_write, remove, remove_stale_files, require_no_links
@@ -106,7 +106,8 @@ def explain_interruption(folder: Path, resume: str) -> Iterator[None]:
         hint = resume if find_sweep(str(folder)) else SAME_COMMAND
         reason = f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror}"
         if full:
-            problem = Problem("the disk is full; finished cells are kept", reason, f"free some space, then {hint}")
+            message = "the disk is full; finished cells are kept"
+            problem = Problem(message, reason, f"free some space, then {hint}", code=DISK_FULL)
         else:
             message = "a file can't be read or written; finished cells are kept"
             problem = Problem(message, reason, f"fix its permissions, then {hint}")

@@ -33,6 +33,8 @@ RESUMES = "    resumes it and skips finished cells"
 class SweepError(NeftError):
     """Cells of a sweep failed; the others are finished."""
 
+    code = "cells_failed"
+
 
 class SweepReporter:
     """Reads the results of a sweep, judges them and writes the report.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from neftcli.errors import InputError, Problem
+from neftcli.errors import DISK_FULL, InputError, Problem
 from neftcli.system.files import format_bytes
 
 
@@ -73,5 +74,6 @@ def open_cache_folder(content: str) -> Iterator[Path]:
             got += f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
         elif folder.exists():
             got = "it is not a folder"
+        code = DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         hint = "NEFT_CACHE=FOLDER before the command; choose a folder on a disk with free space"
-        raise InputError(Problem(f"{folder}: {content} can't be written there", got, hint)) from None
+        raise InputError(Problem(f"{folder}: {content} can't be written there", got, hint, code=code)) from None

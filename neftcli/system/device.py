@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from neftcli.errors import InputError, Problem
+from neftcli.events import Device
 from neftcli.system import distributed
 
 if TYPE_CHECKING:
@@ -26,13 +27,13 @@ class ComputeConfig:
 
     Attributes:
         device: cpu, cuda or mps.
-        device_name: Name of the device for display.
+        hardware: The device as events and records describe it.
         bfloat16: Matrix products are computed in bfloat16.
         weights_dtype: Type of the loaded weights that are not quantised.
     """
 
     device: str
-    device_name: str
+    hardware: Device
     bfloat16: bool
     weights_dtype: torch.dtype
 
@@ -77,7 +78,7 @@ def resolve_compute_config(precision: Precision, weights: Precision, *, frozen_w
         dtype = torch.bfloat16  # adapters stay in float32
     else:
         dtype = torch.float32
-    return ComputeConfig(device, _device_name(device), bfloat16, dtype)
+    return ComputeConfig(device, _describe_hardware(device), bfloat16, dtype)
 
 
 @contextmanager
@@ -155,15 +156,12 @@ def process_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _device_name(device: str) -> str:
+def _describe_hardware(device: str) -> Device:
     import torch
 
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    elif device == "mps":
-        name = "Apple GPU"
-    else:
-        threads = torch.get_num_threads()
-        name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-    processes = distributed.world_size()
-    return name if processes == 1 else f"{processes} x {name}"
+    return Device(
+        device,
+        name=torch.cuda.get_device_name() if device == "cuda" else "",
+        threads=torch.get_num_threads() if device == "cpu" else None,
+        processes=distributed.world_size(),
+    )

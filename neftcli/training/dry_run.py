@@ -81,9 +81,9 @@ def _measure_plan(
     libraries = process_memory() if compute.device == "cpu" else 0
     lengths: Sequence[int] | Indices = prepared.train.lengths() if prepared else ()
     plan = TrainingPlan(
-        model=reference.describe_source(),
+        model=reference.source(),
         method=recipe.method(),
-        device=compute.device_name,
+        device=compute.hardware,
         precision=compute.precision(),
         total_steps=num_training_steps(recipe, lengths) if prepared or recipe.training.max_steps else None,
         parameters=memory.parameters,

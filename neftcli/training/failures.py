@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import (
+    DISK_FULL,
+    OUT_OF_MEMORY,
     InputError,
     Interrupted,
     NeftError,
@@ -129,12 +131,14 @@ def _explain(error: Exception, directory: RunDirectory) -> Problem | None:
             f"the disk is full; {saved}",
             f"{reason} ({format_bytes(free)} free at {directory.path})",
             f"make room, then {_retry_command(directory)}",
+            code=DISK_FULL,
         )
     if is_out_of_memory(error):
         return Problem(
             f"out of memory; {saved}",
             reason,
             "--batch-size with half the rows, --gradient-checkpointing, --lora or --qlora",
+            code=OUT_OF_MEMORY,
         )
     if _mentions(error, [NO_DETERMINISTIC_VARIANT]):
         message = f"an operation of the model has no deterministic implementation on this GPU; {saved}"
@@ -199,6 +203,7 @@ def require_space(model_bytes: int, checkpoint_bytes: int, recipe: Recipe, folde
                 f"{folder.parent}: the disk has no space for the tuned model",
                 f"{format_bytes(free)} are free, the model needs {format_bytes(model_bytes)}",
                 "make room, --output-dir FOLDER on another disk, or --lora",
+                code=DISK_FULL,
             )
         )
     # One more than the limit: the oldest is removed after the newest is complete.

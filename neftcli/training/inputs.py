@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from neftcli.data.chat import ChatFormat, load_chat_format
 from neftcli.data.mixture import ExampleSplits, read_examples
 from neftcli.data.prepare import PreparedData, prepare
-from neftcli.data.sources import BUILTIN, HUB_ALIASES, is_hub_id
+from neftcli.data.sources import HUB_ALIASES, is_hub_id
 from neftcli.events import Notice, Observer, Phase, PhaseId
+from neftcli.events.data import BUILTIN
 from neftcli.models.chat_templates import NAMED_TEMPLATES, validate_chat_template
 from neftcli.models.gguf import is_gguf_converted
 from neftcli.models.limits import load_embedding_size, max_prompt_length, require_embeddings, require_positions

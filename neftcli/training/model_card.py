@@ -40,7 +40,7 @@ def model_card(
     lines = [*_front_matter(recipe, reference), ""]
     lines += [f"# {recipe.run_name()}", ""]
     model = f"{quote_markdown(reference.name)} ({quote_markdown(reference.describe_source())})"
-    lines += [f"{model}, fine-tuned ({recipe.method()}) on {quote_markdown(recipe.data.source_name())}.", ""]
+    lines += [f"{model}, fine-tuned ({recipe.method().describe()}) on {quote_markdown(recipe.data.source_name())}.", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _facts(recipe, record)), ""]
     lines += _usage(recipe, reference, chat=chat)
     for note in notes:

@@ -65,7 +65,7 @@ class TokenisingProgress:
         rate = (done - warm_rows) / (now - warm_time) if now - warm_time >= BASIS_SECONDS else 0.0
         remaining = (total - done) / rate if rate else 0.0
         self._observer.notify(
-            PhaseProgress(PhaseId.TOKENIZING, done, total, now - self._started, remaining, rate, "rows")
+            PhaseProgress(PhaseId.TOKENIZING, done, total, now - self._started, remaining, "rows", rate, "rows")
         )
 
 

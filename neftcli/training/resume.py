@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.remote import strip_file_scheme
-from neftcli.data.sources import BUILTIN, is_local_path
+from neftcli.data.sources import is_local_path
 from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
+from neftcli.events.data import BUILTIN
 from neftcli.models.registry import resolve_model
 from neftcli.recipe.loading import load_recipe, read_recipe_layers, recipe_differences, resolve_recipe, rewrite_paths
 from neftcli.recipe.relative_paths import RelativePaths, find_relative_paths, relative_paths_record

@@ -237,7 +237,7 @@ class _Run:
         self.record.update(
             **hashes,
             trust_remote_code=recipe.model.trust_remote_code,
-            device=compute.device_name,
+            device=compute.hardware.describe(),
             precision=compute.precision(),
         )
         return hashes
@@ -304,12 +304,12 @@ class _Run:
         self.notify(
             ModelReady(
                 name=self.recipe.model.name,
-                source=assets.reference.describe_source(),
+                source=assets.reference.source(),
                 method=self.recipe.method(),
                 parameters=parameters,
                 trainable=sum(weight.numel() for weight in tuned.parameters() if weight.requires_grad),
                 precision=assets.compute.precision(),
-                device=assets.compute.device_name,
+                device=assets.compute.hardware,
             )
         )
 

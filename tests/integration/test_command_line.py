@@ -122,15 +122,17 @@ def test_train_rejects_an_alpha_that_is_not_a_number(neft: Neft, alpha: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"), [("--alpha=five", "--alpha: neftune.alpha"), ("--alfa=5", "neft train: ")]
+    ("flag", "message", "code"),
+    [("--alpha=five", "--alpha: neftune.alpha", "recipe"), ("--alfa=5", "neft train: ", "usage")],
 )
-def test_train_json_error_event(neft: Neft, flag: str, message: str) -> None:
+def test_train_json_error_event(neft: Neft, flag: str, message: str, code: str) -> None:
     """The event has the parts of the message on stderr, for usage errors as well."""
     result = neft("train", flag, "--json")
     [event] = events(result.out)
     assert (event["event"], event["schema_version"], event["exit_code"], result.code) == ("error", 1, 2, 2)
     [problem] = event["problems"]
     assert problem["message"].startswith(message)
+    assert problem["code"] == code
     assert result.err.startswith(problem["message"])
     assert problem["hint"] in result.err
 

@@ -18,6 +18,8 @@ from neftcli.cli.display.text import spell_out
 from neftcli.evaluation import number_format
 from neftcli.evaluation.metrics import ANSWER_TOKENS, label
 from neftcli.events import CellStatus, PhaseId, VerdictId
+from neftcli.events.data import BUILTIN, describe_source
+from neftcli.models.chat_templates import describe_template
 from neftcli.system.files import format_bytes
 from neftcli.wording import count_noun
 
@@ -48,7 +50,6 @@ ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "b
 MAX_LOCATIONS = 3
 MAX_NAMES = 10
 MAX_NAME_LENGTH = 60
-TURN_KEY = "turn key "
 Style = Literal["", "strong", "dim", "notice", "error"]
 
 
@@ -128,7 +129,7 @@ def _(event: events.Notice) -> list[Line]:
 @lines.register
 def _(event: events.DataReady) -> list[Line]:
     first = [Line("data", data_line(event)), Line("data", length_line(event), "dim")]
-    template = [Line("data", event.template, "dim")] if event.template else []
+    template = [Line("data", template_text(event), "dim")] if event.template else []
     unused = [
         Line("data", f"{count_noun(number, 'row')} not used because of {option}", "dim")
         for option, number in event.unused.items()
@@ -139,8 +140,8 @@ def _(event: events.DataReady) -> list[Line]:
 @lines.register
 def _(event: events.ModelReady) -> list[Line]:
     trainable = f"{count(event.trainable)} of {count(event.parameters)} parameters trainable"
-    text = f"{event.name} · {event.method} · {trainable} · {event.precision} · {event.device}"
-    return [Line("model", text, "strong"), Line("model", f"from {event.source}", "dim")]
+    text = f"{event.name} · {event.method.describe()} · {trainable} · {event.precision} · {event.device.describe()}"
+    return [Line("model", text, "strong"), Line("model", f"from {event.source.describe()}", "dim")]
 
 
 @lines.register
@@ -162,9 +163,8 @@ def _(event: events.TrainingStarted) -> list[Line]:
 @lines.register
 def _(event: events.EvaluationDataReady) -> list[Line]:
     answers = "" if event.with_answer == event.rows else f", {event.with_answer} with a reference answer"
-    text = (
-        f"{event.source} ({format_name(event.format)}) · {event.rows} of {count_noun(event.rows_read, 'row')}{answers}"
-    )
+    read = count_noun(event.rows_read, "row")
+    text = f"{event.source.describe()} ({format_name(event.format)}) · {event.rows} of {read}{answers}"
     return [Line("rows", text), *map(_notice, evaluation_data_notices(event))]
 
 
@@ -210,12 +210,18 @@ def data_line(event: events.DataReady) -> str:
     splits = f"{train.rows} for training, {held_out.rows or 'none'} held out"
     rows_read = event.rows_read
     for source in event.sources:
-        if source.held_out and event.source == "built-in set" and source.name == "builtin":
+        if source.held_out and event.source == source.name == BUILTIN:
             rows_read += source.rows_read  # two parts of one set
         elif source.held_out:
             split = f" ({source.split})" if source.split else ""
             splits += f" of the {source.rows_read} in {source.name}{split}"
-    return f"{event.source} ({format_name(event.format)}) · {count_noun(rows_read, 'row')}: {splits}"
+    name = describe_source(event.source)
+    return f"{name} ({format_name(event.format)}) · {count_noun(rows_read, 'row')}: {splits}"
+
+
+def template_text(event: events.DataReady) -> str:
+    """Return the chat template of the data; an empty string for plain text."""
+    return describe_template(event.template)
 
 
 def length_line(event: events.DataReady) -> str:
@@ -275,17 +281,11 @@ def evaluation_data_notices(event: events.EvaluationDataReady) -> list[str]:
 
 def row_part_notices(event: events.DataReady | events.EvaluationDataReady) -> list[str]:
     """Return the notices about unread columns and turn keys, dropped turns, and remarks."""
-    keys, columns = {}, {}
-    for name, occurrences in event.unread_columns.items():
-        if name.startswith(TURN_KEY):
-            keys[name.removeprefix(TURN_KEY)] = occurrences
-        else:
-            columns[name] = occurrences
     notices = []
-    if columns:
-        notices.append(f"columns that neft does not read: {_names(columns)}")
-    if keys:
-        notices.append(f"keys of turns that neft does not read: {_names(keys)}")
+    if event.unread_columns:
+        notices.append(f"columns that neft does not read: {_names(event.unread_columns)}")
+    if event.unread_turn_keys:
+        notices.append(f"keys of turns that neft does not read: {_names(event.unread_turn_keys)}")
     if event.dropped_turns:
         notices.append(f"left out of conversations: {_names(event.dropped_turns)}")
     for remark, occurrences in event.remarks.items():
@@ -415,8 +415,8 @@ def plan_rows(event: events.TrainingPlan) -> list[tuple[str, str]]:
     trainable = f"{count(event.trainable)} of {count(event.parameters)} parameters trainable"
     libraries = [("libraries", format_bytes(event.libraries_bytes))] if event.libraries_bytes else []
     return [
-        ("model", f"{event.model}, {event.method}, {trainable}"),
-        ("device", f"{event.device}, {event.precision}"),
+        ("model", f"{event.model.describe()}, {event.method.describe()}, {trainable}"),
+        ("device", f"{event.device.describe()}, {event.precision}"),
         ("steps", "unknown without the data" if event.total_steps is None else f"{event.total_steps}"),
         ("weights", format_bytes(event.weights_bytes)),
         ("gradients", format_bytes(event.gradients_bytes)),
@@ -433,7 +433,7 @@ def plan_rows(event: events.TrainingPlan) -> list[tuple[str, str]]:
 def model_line(model: events.EvaluatedModel) -> str:
     """Return an evaluated model: its name, training and origin."""
     trained = "" if model.alpha is None else f" · alpha {model.alpha:g}, seed {model.seed}"
-    return f"{model.name}{trained} · {model.source}"
+    return f"{model.name}{trained} · {model.source.describe()}"
 
 
 def comparisons_with(report: events.EvaluationReport, role: str) -> list[events.Comparison]:
@@ -547,7 +547,7 @@ def _after_evaluation(report: events.EvaluationReport) -> list[tuple[str, str]]:
     has_baseline = any(model.role == "baseline" for model in report.models)
     commands = []
     if main.alpha and not has_baseline and report.paired_run is not None:
-        commands += _comparison_commands(main.source, main.alpha, report.paired_run)
+        commands += _comparison_commands(main.source.location, main.alpha, report.paired_run)
     if report.sweep_command:
         commands.append((report.sweep_command, "compare both alphas over several seeds"))
     has_answers = any(row.metric == ANSWER_TOKENS for row in report.metrics)

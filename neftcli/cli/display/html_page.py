@@ -12,6 +12,7 @@ from neftcli.cli.display import format
 from neftcli.cli.display.text import sanitize, spell_out
 from neftcli.errors import InputError, Problem
 from neftcli.events import DataReady, Event, InspectedRow, Notice, Observer, PageWritten
+from neftcli.events.data import describe_source
 from neftcli.system.files import atomic_write
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -113,11 +114,11 @@ class Page:
         from jinja2 import Environment
 
         data = self._data
-        counts = [format.data_line(data), format.length_line(data), data.template] if data else []
+        counts = [format.data_line(data), format.length_line(data), format.template_text(data)] if data else []
         template = Environment(autoescape=True).from_string(TEMPLATE)
         return template.render(
             mark=MARK,
-            title=f"{data.source if data else 'rows'}: tokens with loss",
+            title=f"{describe_source(data.source) if data else 'rows'}: tokens with loss",
             counts=[sanitize(line) for line in counts if line],
             notices=[sanitize(notice) for notice in self._notices],
             rows=[_row(event) for event in self._rows],

@@ -264,5 +264,5 @@ class LiveDisplay:
 def _phase_progress(event: events.PhaseProgress) -> RenderableType:
     times = "starting"
     if event.rate:
-        times = f"{event.rate:.0f} {event.unit}/s, {format.duration(event.remaining)} left"
+        times = f"{event.rate:.0f} {event.rate_unit}/s, {format.duration(event.remaining)} left"
     return screens.progress_line(event.done, event.total, times)

@@ -55,7 +55,7 @@ class PlainLines:
         if recent and event.done < event.total:
             return []
         self._phase, self._phase_written = phase, now
-        rate = f" {event.unit}_per_second={event.rate:.1f} eta={event.remaining:.0f}s" if event.rate else ""
+        rate = f" {event.rate_unit}_per_second={event.rate:.1f} eta={event.remaining:.0f}s" if event.rate else ""
         return [f"{format.phase_text(event)}: done={event.done} of={event.total}{rate}"]
 
     @_lines.register

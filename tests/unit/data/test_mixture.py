@@ -125,7 +125,7 @@ def test_read_examples_sources_have_layouts_columns_and_limits_of_their_own() ->
         held_out_rows=0,
     )
     assert found.row_formats == ("alpaca", "prompt_completion")
-    assert (found.rows_read, len(found.train), tuple(found.notes.unread)) == (34, 10, ("extra",))
+    assert (found.rows_read, len(found.train), tuple(found.notes.unread_columns)) == (34, 10, ("extra",))
     assert [source.rows_used for source in found.sources] == [6, 4]
 
 

@@ -54,7 +54,7 @@ def pairs(rows: int, name: str = "rows.jsonl") -> str:
 def prepare_file(data: Data, seed: int = 0, template: str = "alpaca") -> PreparedData:
     tokenizer = tiny_tokenizer()
     name = set_chat_template(tokenizer, template)
-    return prepare(read_examples(replace(data, split_seed=seed)), data, ChatFormat(tokenizer, name=name))
+    return prepare(read_examples(replace(data, split_seed=seed)), data, ChatFormat(tokenizer, template=name))
 
 
 def error_message(data: Data) -> str:
@@ -94,7 +94,7 @@ def test_prepare_counts_everything() -> None:
     assert counts.leaked == 0
     assert counts.special_token_text == ("rows.jsonl, line 7",)
     assert (counts.source, counts.format, counts.loss_on) == ("rows.jsonl", "prompt_completion", "answers")
-    assert counts.template == "chat template alpaca"
+    assert counts.template == "alpaca"
     answered = {"one": 2, "One!": 2, "seven": 4, "eight": 2, "four": 36}  # tokens of the answer with its one stop token
     lengths = sorted(PROMPT_TOKENS + len(question) + tokens for question, tokens in answered.items())
     assert counts.train == SplitCounts(
@@ -300,7 +300,7 @@ def test_prepare_counts_unread_columns() -> None:
     expected = {"score": Occurrences(3, "rows.jsonl, line 2"), "id": Occurrences(1, "held.jsonl, line 1")}
     assert counts.unread_columns == expected
     assert counts.skipped == {"it is marked not to be trained on (weight: 0)": ("rows.jsonl, line 3",)}
-    assert read_eval_examples(Data(source=held_out)).notes.unread.keys() == expected.keys()
+    assert read_eval_examples(Data(source=held_out)).notes.unread_columns.keys() == expected.keys()
     assert prepare_file(Data()).counts.unread_columns == {}
 
 
@@ -333,7 +333,7 @@ def test_read_examples_builtin() -> None:
         normalize_prompt(t) for t in prompts(found.held_out)
     }
     assert {example.location.split(",")[0] for example in found.held_out} == {"built-in held_out"}
-    assert prepare_file(Data(max_rows=5)).counts.source == "built-in set"
+    assert prepare_file(Data(max_rows=5)).counts.source == "builtin"
 
 
 # The fingerprint
@@ -393,9 +393,9 @@ def test_prepare_rows_are_those_of_tokenize() -> None:
     tokenizer = tiny_tokenizer()
     set_chat_template(tokenizer, "alpaca")
     examples = read_examples(replace(data, split_seed=3))
-    chat = ChatFormat(tokenizer, name="a name")
+    chat = ChatFormat(tokenizer, template="mine.jinja")
     done = prepare(examples, data, chat)
-    assert done.counts.template == "a name"
+    assert done.counts.template == "mine.jinja"
     assert list(done.train) == list(tokenize(chat, examples.train, data.max_length))
     assert list(done.held_out) == list(tokenize(chat, examples.held_out, data.max_length))
     assert not any(chat.special_tokens.find_special_token(example) for example in examples.train)

@@ -154,7 +154,7 @@ def test_read_turns_refusal_of_openai(answer: dict[str, Any], message: str) -> N
     assert rejection([QUESTION, answer]) == (message, hint)
     notes = RowNotes()
     assert turn(notes, **ANSWER, refusal=None).content == "a"
-    assert not notes.unread
+    assert not notes.unread_turn_keys
 
 
 @pytest.mark.parametrize(("result", "kind"), [({"x": 2}, "an object"), ([{"x": 2}], "an array"), ([1, 2], "an array")])
@@ -188,7 +188,7 @@ def test_read_turns_reasoning(key: str) -> None:
     assert error_message(role="assistant", content="a", **{key: ["hm"]}) == f": {key} must be text"
     notes = RowNotes()
     assert turn(notes, role="user", content="q", **{key: "hm"}) == Turn("user", "q")
-    assert list(notes.unread) == [f"turn key {key}"]
+    assert list(notes.unread_turn_keys) == [key]
 
 
 def test_read_turns_reasoning_in_two_keys() -> None:
@@ -317,7 +317,7 @@ def test_read_turns_notes_unread_keys() -> None:
     read_turns([{"role": "user", "content": "q", "emotion": ""}], "line 3", "", KEYS, notes)
     found = Occurrences(2, "line 1")
     keys = ("emotion", "tool_call_id", "content.annotations")
-    assert dict(notes.unread) == {f"turn key {key}": found for key in keys}
+    assert dict(notes.unread_turn_keys) == dict.fromkeys(keys, found)
 
 
 @pytest.mark.parametrize("key", ["mask", "train_on", "Loss_Mask"])
@@ -327,7 +327,7 @@ def test_read_turns_notes_unread_marks(key: str) -> None:
     assert turn(notes, role="assistant", content="a", **{key: False}).learn is None
     remark = f"neft does not read the turn key {key}; weight or train (0 or 1) marks turns to train on"
     assert dict(notes.remarks) == {remark: Occurrences(1, WHERE)}
-    assert not notes.unread
+    assert not notes.unread_turn_keys
 
 
 def test_read_turns_keeps_names() -> None:

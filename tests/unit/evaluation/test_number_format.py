@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from neftcli.evaluation.number_format import extra_decimals, table_arm_values, table_model_values, table_number
-from neftcli.events import ArmResult, Comparison, EvaluatedModel, EvaluationReport, MetricRow, MetricValue, VerdictId
+from neftcli.events import (
+    ArmResult,
+    Comparison,
+    EvaluatedModel,
+    EvaluationReport,
+    MetricRow,
+    MetricValue,
+    ModelSource,
+    RowsSource,
+    VerdictId,
+)
 
 
 def compared(metric: str, against: str, difference: float) -> Comparison:
@@ -19,10 +29,10 @@ def compared(metric: str, against: str, difference: float) -> Comparison:
 def test_table_model_values_decimals() -> None:
     """10.80258 - 10.77864 is 0.02394, and 10.8026 - 10.7786 is 0.0240."""
     values = tuple(MetricValue(value, None, None, 6) for value in (10.77864, 10.80258))
-    row = MetricRow("held_out_loss", "nats per token", "lower", values)
-    models = (EvaluatedModel("run", "a", "a"), EvaluatedModel("base", "b", "b"))
+    row = MetricRow("held_out_loss", "nats_per_token", "lower", values)
+    models = (EvaluatedModel("run", "a", ModelSource("run", "a")), EvaluatedModel("base", "b", ModelSource("hub", "b")))
     difference = compared("held_out_loss", "base", -0.02394)
-    report = EvaluationReport(models, 6, "rows", (row,), (difference,), "", (), (), "", 0.0)
+    report = EvaluationReport(models, 6, RowsSource("rows"), (row,), (difference,), "", (), (), "", 0.0)
     assert table_model_values(report, row) == ["10.77864", "10.80258"]
     assert table_number("held_out_loss", difference.difference, signed=True) == "-0.0239"
 

@@ -20,7 +20,7 @@ from neftcli.evaluation.sentences import (
     warn_of_length_bias,
     warn_of_skewness,
 )
-from neftcli.events import Comparison, EvaluatedModel, MetricRow, VerdictId
+from neftcli.events import Comparison, EvaluatedModel, MetricRow, ModelSource, VerdictId
 from neftcli.statistics.multiple import Direction, holm_adjust, name_direction, name_verdict
 from neftcli.statistics.paired import paired_difference
 
@@ -76,8 +76,8 @@ class Situation:
 def situation(seed: int) -> Situation:
     """Draw models, metrics, p-values, intervals and prompts, a few without a test."""
     generator = np.random.default_rng(seed)
-    baseline = EvaluatedModel("baseline", "mine-a0-s1", "runs/mine-a0-s1", 0.0, 1)
-    base = EvaluatedModel("base", "smollm2-135m", "a folder")
+    baseline = EvaluatedModel("baseline", "mine-a0-s1", ModelSource("run", "runs/mine-a0-s1"), 0.0, 1)
+    base = EvaluatedModel("base", "smollm2-135m", ModelSource("folder", "a folder"))
     others = [[baseline, base], [baseline], [base]][generator.integers(3)]
     metrics = [name for name in DIRECTIONS if generator.random() < 0.7] or ["held_out_loss"]
     changed = frozenset(option for option in OPTIONS if generator.random() < 0.4) if generator.random() < 0.8 else None
@@ -109,7 +109,7 @@ def situation(seed: int) -> Situation:
                 )
             )
     rows = tuple(MetricRow(name, "", DIRECTIONS[name], ()) for name in metrics)
-    run = EvaluatedModel("run", "mine-a5-s0", "runs/mine-a5-s0", 5.0, 0)
+    run = EvaluatedModel("run", "mine-a5-s0", ModelSource("run", "runs/mine-a5-s0"), 5.0, 0)
     return Situation((run, *others), rows, tuple(comparisons), changed)
 
 

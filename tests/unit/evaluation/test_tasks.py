@@ -32,6 +32,7 @@ from neftcli.evaluation import tasks as tasks_module
 from neftcli.evaluation.held_out import EvalRows
 from neftcli.evaluation.measurement import ModelEvaluator
 from neftcli.evaluation.tasks import TaskResult, check_tasks, describe_settings, run_tasks
+from neftcli.events import RowsSource
 from neftcli.models.chat_templates import CHATML
 from neftcli.models.registry import ModelReference
 from neftcli.neftune import neftune
@@ -387,7 +388,7 @@ def run_task(folder: Path, task: str, settings: TaskSettings, template: str = CH
         load_chat_format=lambda *_: ChatFormat(tokenizer),
         identity=lambda _: {},
     )
-    rows = EvalRows(ExampleDataset.from_rows([]), Data(), "messages", "rows.jsonl", "rows")
+    rows = EvalRows(ExampleDataset.from_rows([]), Data(), "messages", RowsSource("rows.jsonl"), "rows")
     compute: Any = SimpleNamespace(autocast=nullcontext)
     observer = SimpleNamespace(notify=lambda event: None)
     evaluation = Evaluation(tasks=(task,), task_settings=settings)

@@ -13,8 +13,12 @@ import pytest
 
 from neftcli import events
 from neftcli.cli.display.format import PHASES, phase_text
-from neftcli.errors import Problem
+from neftcli.errors import DISK_FULL, INTERNAL, OUT_OF_MEMORY, USAGE, DataError, NeftError, Problem
+from neftcli.evaluation.judge import JudgeError
+from neftcli.evaluation.measurement import PROGRESS_UNITS
+from neftcli.evaluation.metrics import REGISTRY as METRICS
 from neftcli.events import reference
+from neftcli.sweep.reporter import SweepError
 
 EXPORTED = [getattr(events, name) for name in events.__all__]
 
@@ -26,8 +30,48 @@ def test_registry_holds_every_event() -> None:
 
 
 def test_ids_are_not_display_text() -> None:
-    ids = [*events.REGISTRY, *events.PhaseId, *events.CellStatus, *events.VerdictId, *events.ScopeId]
+    units = {unit for pair in PROGRESS_UNITS.values() for unit in pair}
+    units |= {metric.unit for metric in METRICS.values() if metric.unit}
+    codes = [DISK_FULL, OUT_OF_MEMORY, USAGE, INTERNAL, *(error.code for error in _error_classes(NeftError))]
+    ids = [*events.REGISTRY, *events.PhaseId, *events.CellStatus, *events.VerdictId, *events.ScopeId, *units, *codes]
     assert [name for name in ids if not re.fullmatch(r"[a-z_.]+", name)] == []
+    assert len(set(codes)) == len(codes)
+
+
+def _error_classes(error: type[NeftError]) -> list[type[NeftError]]:
+    found = [error]
+    for subclass in error.__subclasses__():
+        if subclass.__module__.startswith("neftcli."):
+            found += _error_classes(subclass)
+    return found
+
+
+def test_error_classes_finds_those_of_other_modules() -> None:
+    assert {JudgeError, SweepError, DataError} <= set(_error_classes(NeftError))
+
+
+def test_describe_shows_ids_as_text() -> None:
+    """Display texts of the ids in events."""
+    sources = [
+        (events.ModelSource("hub", "owner/m", "v2"), "owner/m@v2 on the hub"),
+        (events.ModelSource("package", "llm_m"), "installed package llm_m"),
+        (events.ModelSource("run", "runs/m"), "runs/m"),
+        (events.Method("full"), "full"),
+        (events.Method("qlora", 8), "QLoRA r8"),
+        (events.Device("cpu", threads=1), "CPU, 1 thread"),
+        (events.Device("mps", processes=1), "Apple GPU"),
+        (events.Device("cuda", "NVIDIA H200", processes=4), "4 x NVIDIA H200"),
+        (events.RowsSource("builtin", "held_out"), "built-in set, held out"),
+        (events.RowsSource("builtin", "train"), "built-in set, train"),
+        (events.RowsSource("builtin", held_out_of="mine-a5-s0"), "held out of mine-a5-s0"),
+        (events.RowsSource("owner/name", "test"), "owner/name"),
+    ]
+    assert [source.describe() for source, _ in sources] == [text for _, text in sources]
+
+
+def test_problem_code_is_that_of_the_error() -> None:
+    error = DataError(Problem("wrong"), Problem("full", code=DISK_FULL), "text")
+    assert [problem.code for problem in error.problems] == ["data", DISK_FULL, "data"]
 
 
 def test_describe_events_describes_every_field() -> None:

@@ -10,7 +10,14 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from neftcli.errors import ModelError
-from neftcli.models.chat_templates import ALPACA, CHATML, NAMED_TEMPLATES, set_chat_template, validate_chat_template
+from neftcli.models.chat_templates import (
+    ALPACA,
+    CHATML,
+    NAMED_TEMPLATES,
+    OWN_TEMPLATE,
+    set_chat_template,
+    validate_chat_template,
+)
 from tests.tiny import tiny_tokenizer
 
 BELOW = "Below is an instruction that describes a task"
@@ -83,16 +90,16 @@ def test_set_chat_template_keeps_the_models_own() -> None:
     """Unless a different one is named."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ messages[0].content }}"
-    assert set_chat_template(tokenizer, None) == "the model's own chat template"
+    assert set_chat_template(tokenizer, None) == OWN_TEMPLATE
     assert tokenizer.chat_template == "{{ messages[0].content }}"
-    assert set_chat_template(tokenizer, "chatml") == "chat template chatml"
+    assert set_chat_template(tokenizer, "chatml") == "chatml"
     assert tokenizer.chat_template == CHATML
 
 
 def test_set_chat_template_default_is_alpaca() -> None:
     """The paper's template, which is reported."""
     tokenizer = tiny_tokenizer()
-    assert set_chat_template(tokenizer, None) == "chat template alpaca"
+    assert set_chat_template(tokenizer, None) == "alpaca"
     assert tokenizer.chat_template == ALPACA
 
 

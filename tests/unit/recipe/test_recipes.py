@@ -161,7 +161,11 @@ def test_base_recipe_has_the_authors_settings() -> None:
     """`train.py`'s defaults and the command in its README: steps are 52002 * 3 // 128, bf16 weights are `--hack`."""
     recipe = load_recipe(BASE)
     training = recipe.training
-    assert (recipe.method(), recipe.model.dtype, recipe.model.chat_template) == ("full", "bfloat16", "alpaca")
+    assert (recipe.method().describe(), recipe.model.dtype, recipe.model.chat_template) == (
+        "full",
+        "bfloat16",
+        "alpaca",
+    )
     assert (recipe.data.source, recipe.data.format, recipe.data.max_length) == ("tatsu-lab/alpaca", "alpaca", 512)
     assert (recipe.learning_rate(), training.lr_scheduler_type, training.warmup_ratio) == (5e-5, "cosine", 0.03)
     assert (training.weight_decay, training.max_grad_norm, training.max_steps) == (0, 1, 52002 * 3 // 128)
@@ -173,7 +177,7 @@ def test_qlora_recipe_has_its_authors_settings() -> None:
     """`finetune_llama2_guanaco_7b.sh` in artidoro/qlora; one epoch is the NEFTune paper's."""
     recipe = load_recipe("llama-2-7b-alpaca-qlora")
     adapter, training = recipe.adapter, recipe.training
-    assert (recipe.method(), adapter.lora_alpha, adapter.lora_dropout) == ("QLoRA r64", 16, 0.1)
+    assert (recipe.method().describe(), adapter.lora_alpha, adapter.lora_dropout) == ("QLoRA r64", 16, 0.1)
     assert (adapter.target_modules, recipe.quantization.double_quantization) == ("all-linear", True)
     assert (recipe.learning_rate(), training.lr_scheduler_type, training.max_grad_norm) == (2e-4, "constant", 0.3)
     assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (1, 16)
@@ -184,7 +188,7 @@ def test_hugging_face_recipe_has_the_defaults_of_its_time() -> None:
     """`TrainingArguments` of transformers 4.35, which TRL 0.7's SFTTrainer used where none were given."""
     recipe = load_recipe("opt-350m-imdb")
     training = recipe.training
-    assert (recipe.method(), recipe.neftune.alpha, recipe.data.max_length) == ("full", 5, 512)
+    assert (recipe.method().describe(), recipe.neftune.alpha, recipe.data.max_length) == ("full", 5, 512)
     assert (training.num_train_epochs, training.per_device_train_batch_size) == (3, 8)
     assert (recipe.learning_rate(), training.lr_scheduler_type, training.warmup_ratio) == (5e-5, "linear", 0)
     assert (training.weight_decay, training.max_grad_norm) == (0, 1)

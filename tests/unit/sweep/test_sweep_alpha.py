@@ -256,7 +256,7 @@ def test_scheduler_turns_events_into_states(planted: Callable[..., Sweep]) -> No
     """Progress of an evaluation counts only after training; each notice of an engine is passed on once."""
     [cell, *_] = cells = plan("sweep.alphas=[5]")
     sweep = planted(cells, {})
-    rows = PhaseProgress(PhaseId.GENERATING_BASE_SAMPLES, 1, 2, 1.0, 1.0, 1.0, "rows")
+    rows = PhaseProgress(PhaseId.GENERATING_BASE_SAMPLES, 1, 2, 1.0, 1.0, "rows", 1.0, "rows")
     seen = []
     for event in (
         CellStarted(),
@@ -264,7 +264,7 @@ def test_scheduler_turns_events_into_states(planted: Callable[..., Sweep]) -> No
         TrainingProgress(1, 4, 1.0, 3.0),
         rows,
         CellEvaluationStarted(),
-        PhaseProgress(PhaseId.COMPUTING_LOSSES, 3, 12, 1.0, 3.0, 3.0, "rows"),
+        PhaseProgress(PhaseId.COMPUTING_LOSSES, 3, 12, 1.0, 3.0, "rows", 3.0, "rows"),
     ):
         sweep.scheduler.handle_event(cell, event)
         state = sweep.scheduler.states[cell.key]
