@@ -19,6 +19,7 @@ from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, SKEWNESS_THRESHOLD
 
 NOT_CLAIMED = (VerdictId.NOT_TESTED, VerdictId.NOT_SIGNIFICANT)
 """Verdicts that claim no difference."""
+MAX_NAMES = 3
 
 
 def conclusion(
@@ -141,8 +142,10 @@ def explain_small_samples(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Explain a corrected p of 1 next to a confidence interval that excludes 0.
 
     The sign-flip test of n prompts that differ gives p >= 2^(1 - n). If that is `LEVEL` / m or more, Tarone's rule does
-    not count the comparison, and its corrected p is 1.
+    not count the comparison, and its corrected p is 1. Metrics with a better direction and descriptive ones are
+    corrected separately.
     """
+    most, sufficient = 0, []
     for descriptive in (False, True):
         family = [
             (comparison, comparison.p, comparison.smallest_p)
@@ -161,11 +164,20 @@ def explain_small_samples(comparisons: Sequence[Comparison]) -> Iterator[str]:
             enough = MIN_PROMPTS
             while 2.0 ** (1 - enough) >= LEVEL / len(family):
                 enough += 1
-            yield (
-                f"p is 1 for differences that can't be significant at this size ({max(prompts)} prompts), even if "
-                f"their CI excludes 0. With {enough} prompts that differ, each of the {len(family)} corrected "
-                "comparisons can be."
-            )
+            most = max(most, *prompts)
+            metrics = _some([label(metric) for metric in dict.fromkeys(own.metric for own, _, _ in family)])
+            sufficient.append(f"the {len(family)} in {metrics} can be with {enough} prompts that differ")
+    if sufficient:
+        yield (
+            f"p is 1 for differences that can't be significant at this size ({most} prompts), even if their CI excludes "
+            f"0. Of the comparisons, {'; '.join(sufficient)}."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """List names, the first three if there are more than four: "a and b", "a, b, c and 5 other metrics"."""
+    shown = [*names] if len(names) <= MAX_NAMES + 1 else [*names[:MAX_NAMES], f"{len(names) - MAX_NAMES} other metrics"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def warn_of_length_bias(comparisons: Sequence[Comparison]) -> Iterator[str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+ACTIVE = re.compile(r"([\\`*\[\]|~]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|!(?=\[)|(?<![^\W_])_|_(?![^\W_])|(?<!\S)#|^>)")
+"""A character that has a meaning in Markdown where it is."""
+
 
 def quote_markdown(text: str, *, in_table: bool = False) -> str:
     """Format text as inline code, so that Markdown in it has no effect.
@@ -18,8 +21,12 @@ def quote_markdown(text: str, *, in_table: bool = False) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Escape a sentence for Markdown: a backslash before all characters with a meaning (CommonMark 0.31, 2.4)."""
-    return re.sub(r"([\\`*_\[\]<>&!|#~])", r"\\\1", _one_line(text))
+    """Escape a sentence for Markdown: a backslash before each character that could have a meaning in its place.
+
+    By CommonMark 0.31: < before a tag or an address (6.5, 6.6), & before a name or number and ; (2.5), ! before [ (6.4),
+    _ unless it is between letters or digits (6.2), # after a space (4.2), > at the beginning (5.1).
+    """
+    return ACTIVE.sub(r"\\\1", _one_line(text))
 
 
 def _one_line(text: str) -> str:

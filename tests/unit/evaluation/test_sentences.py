@@ -290,8 +290,22 @@ def test_explain_small_samples_number_of_prompts(prompts: int, explained: bool) 
     assert all(comparison.low is not None and comparison.low > 0 for comparison in comparisons)
     assert {comparison.p_adjusted == 1 for comparison in comparisons} == {explained}
     assert list(explain_small_samples(comparisons)) == explained * [
-        "p is 1 for differences that can't be significant at this size (6 prompts), even if their CI excludes 0. With "
-        "7 prompts that differ, each of the 3 corrected comparisons can be."
+        "p is 1 for differences that can't be significant at this size (6 prompts), even if their CI excludes 0. Of the "
+        "comparisons, the 3 in held-out loss can be with 7 prompts that differ."
+    ]
+
+
+def test_explain_small_samples_names_the_metrics_of_each_correction() -> None:
+    """One sentence for both: metrics with a better direction, and descriptive ones."""
+    names = ["held_out_loss", "token_accuracy", "answer_tokens", "answer_characters", "bleu", "chrf", "rouge_l"]
+    drawn = [
+        Comparison(name, "base", 1.0, 0.5, 1.5, 0.03, 1.0, 6, None, VerdictId.NOT_SIGNIFICANT, smallest_p=2.0**-5)
+        for name in names
+    ]
+    assert list(explain_small_samples(drawn)) == [
+        "p is 1 for differences that can't be significant at this size (6 prompts), even if their CI excludes 0. Of the "
+        "comparisons, the 2 in held-out loss and token accuracy can be with 7 prompts that differ; the 5 in answer "
+        "tokens, answer characters, BLEU and 2 other metrics can be with 8 prompts that differ."
     ]
 
 

@@ -5,10 +5,11 @@ Oracle: markdown-it-py, an independent reader of CommonMark and its tables, whic
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neftcli.runs.markdown import quote_markdown
+from neftcli.runs.markdown import escape_markdown, quote_markdown
 from tests.markdown import HOSTILE, READER, element_types
 
 
@@ -31,6 +32,37 @@ def test_quote_markdown_any_text(text: str) -> None:
     assert [part.type for part in cells[2].children or []] == ["code_inline"]
     assert (cells[2].children or [])[0].content == as_shown(text)
     assert cells[3].content == "y"
+
+
+@given(st.text(alphabet=st.sampled_from("`|\\<>![]()*_&;/? \n\x1b#1aé€"), min_size=1))
+def test_escape_markdown_any_text(text: str) -> None:
+    """It is plain text in a paragraph, a heading, a list and a table."""
+    if not text.split():
+        return
+    escaped = escape_markdown(text)
+    table = f"| a | b |\n|---|---|\n| {escaped} | y |\n"
+    for page, block, shown in (
+        (f"x {escaped} y", 0, f"x {as_shown(text)} y"),
+        (f"# x {escaped}", 0, f"x {as_shown(text)}"),
+        (f"- x {escaped}", 0, f"x {as_shown(text)}"),
+        (table, 2, as_shown(text)),
+    ):
+        inline = [part for part in READER.parse(page) if part.type == "inline"][block]
+        assert [part.type for part in inline.children or []] == ["text"], page
+        assert (inline.children or [])[0].content == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("p < 0.001, R&D & more, learning_rate 1e-05, c# and a > b!", None),
+        ("p<b, _x_, &lt;, ![a]", "p\\<b, \\_x\\_, \\&lt;, \\!\\[a\\]"),
+        ("# a", "\\# a"),
+        ("-0.001", None),
+    ],
+)
+def test_escape_markdown_only_where_needed(text: str, escaped: str | None) -> None:
+    assert escape_markdown(text) == (text if escaped is None else escaped)
 
 
 def test_element_types_of_a_hostile_text() -> None:
