@@ -169,8 +169,8 @@ def explain_small_samples(comparisons: Sequence[Comparison]) -> Iterator[str]:
             sufficient.append(f"the {len(family)} in {metrics} can be with {enough} prompts that differ")
     if sufficient:
         yield (
-            f"p is 1 for differences that can't be significant at this size ({most} prompts), even if their CI excludes "
-            f"0. Of the comparisons, {'; '.join(sufficient)}."
+            f"p is 1 for differences that can't be significant at this size ({most} prompts), even if their CI "
+            f"excludes 0. Of the comparisons, {'; '.join(sufficient)}."
         )
 
 

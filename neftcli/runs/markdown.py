@@ -23,8 +23,8 @@ def quote_markdown(text: str, *, in_table: bool = False) -> str:
 def escape_markdown(text: str) -> str:
     """Escape a sentence for Markdown: a backslash before each character that could have a meaning in its place.
 
-    By CommonMark 0.31: < before a tag or an address (6.5, 6.6), & before a name or number and ; (2.5), ! before [ (6.4),
-    _ unless it is between letters or digits (6.2), # after a space (4.2), > at the beginning (5.1).
+    By CommonMark 0.31: < before a tag or an address (6.5, 6.6), & before a name and ; (2.5), ! before [ (6.4), _ unless
+    it is between letters or digits (6.2), # after a space (4.2), > at the beginning (5.1).
     """
     return ACTIVE.sub(r"\\\1", _one_line(text))
 
