@@ -39,8 +39,8 @@ from benchmarks.situations import (
     other_sweeps,
     plain_sweeps,
 )
-from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import Comparison, Significance
+from neftcli.metrics.registry import HELD_OUT_LOSS, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve_recipe
 from neftcli.statistics import paired
 from neftcli.statistics.multiple import name_verdict

@@ -23,7 +23,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 from scipy.stats import norm
 
-from neftcli.statistics.multiple import Direction
+from neftcli.metrics.registry import Direction
 from neftcli.statistics.paired import MIN_PROMPTS
 from neftcli.sweep.early_stopping import FEWEST_SEEDS
 

@@ -14,7 +14,7 @@ from neftcli.errors import DataError, ModelError, Problem
 from neftcli.models.chat_templates import OTHER_TEMPLATE
 
 if TYPE_CHECKING:
-    from neftcli.data.example import Example
+    from neftcli.rows.example import Example
 
 EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\s*")
 

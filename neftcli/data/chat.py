@@ -14,7 +14,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from neftcli.data.example import Example, Turn
 from neftcli.data.tokenizer import THINK, THINK_END, ContinuationEncoder, SpecialTokenEscaper, tokenizer_errors
 from neftcli.errors import DataError, ModelError, Problem
 from neftcli.events import Observer, Phase, PhaseId
@@ -27,6 +26,7 @@ from neftcli.models.chat_templates import (
     training_template,
 )
 from neftcli.models.registry import ModelReference
+from neftcli.rows.example import Example, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

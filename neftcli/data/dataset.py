@@ -18,8 +18,8 @@ from contextlib import closing, suppress
 from copy import copy
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from neftcli.data.example import Example, Turn
 from neftcli.data.tokens import TokenRow
+from neftcli.rows.example import Example, Turn
 from neftcli.system.cache_folder import open_cache_folder
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath
 from shlex import quote
 from typing import Any
 
-from neftcli.data.data_file import DataFile
-from neftcli.data.readers import FILE_READERS, file_ending
 from neftcli.data.remote import download, filesystem_errors, read_text
 from neftcli.errors import DataError, Problem, first_line
+from neftcli.rows.data_file import DataFile
+from neftcli.rows.readers import FILE_READERS, file_ending
 from neftcli.system.files import escapes_folder
 
 SPLIT_WORDS = {

@@ -13,15 +13,15 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from neftcli.data.dataset import ExampleDataset
-from neftcli.data.example import Example, RowNotes, UnusableRow
-from neftcli.data.formats import detect_format, to_example, validate_column_names
-from neftcli.data.readers import Row
 from neftcli.data.sources import open_source, read_rows
 from neftcli.data.splits import exclude_prompts, sample_rows, split_held_out
 from neftcli.errors import DataError, Problem
 from neftcli.events import SourceCounts
 from neftcli.events.data import BUILTIN
 from neftcli.recipe.schema import Source
+from neftcli.rows.example import Example, RowNotes, UnusableRow
+from neftcli.rows.formats import detect_format, to_example, validate_column_names
+from neftcli.rows.readers import Row
 
 if TYPE_CHECKING:
     from neftcli.data.splits import Indices

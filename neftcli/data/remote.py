@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from neftcli.data.data_file import DataFile
 from neftcli.errors import DataError, InputError, Problem
+from neftcli.rows.data_file import DataFile
 from neftcli.system.cache_folder import open_cache_folder
 from neftcli.system.network import redact_password
 

@@ -14,8 +14,8 @@ from typing import Literal
 
 from neftcli.data.answer_spans import AnswerLocator, AnswerSpan, Marks, assign_blocks
 from neftcli.data.chat import ChatFormat
-from neftcli.data.example import Example
 from neftcli.data.rendering_checks import find_reasoning_left_out, require_rendered
+from neftcli.rows.example import Example
 
 LossOn = Literal["auto", "all", "last", "completion", "tokens"]
 PROMPT_DIFFERS = "the text before the last answer differs from the prompt that generation starts from"

@@ -15,7 +15,7 @@ from neftcli.models.chat_templates import OTHER_TEMPLATE, describe_template
 
 if TYPE_CHECKING:
     from neftcli.data.answer_spans import AnswerSpan, Marks
-    from neftcli.data.example import Example, Turn
+    from neftcli.rows.example import Example, Turn
 
 THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 DROP_REASONING = "--set data.reasoning=drop"

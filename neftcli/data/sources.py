@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from neftcli.data.data_file import DataFile
 from neftcli.data.folders import DataFolder, SplitFiles, describe_skipped_files, find_split_files
-from neftcli.data.readers import Row, file_ending, is_running_text, read_file, require_known_ending, table_rows
 from neftcli.data.remote import download, is_remote, open_filesystem, strip_file_scheme, validate_address
 from neftcli.errors import DataError, Problem, first_line
 from neftcli.events.data import BUILTIN
+from neftcli.rows.data_file import DataFile
+from neftcli.rows.readers import Row, file_ending, is_running_text, read_file, require_known_ending, table_rows
 from neftcli.system.hub import add_hub_settings
 from neftcli.system.paths import closest_path, exists, expand_home, unsearchable_parent
 

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
-from neftcli.data.example import Example
+from neftcli.rows.example import Example
 
 if TYPE_CHECKING:
     import numpy

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from neftcli.data.example import Example
 from neftcli.errors import DataError, LibraryPanic, Problem, first_line, panics_as_errors
+from neftcli.rows.example import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from neftcli.data.chat import ChatFormat
-from neftcli.data.example import Example
 from neftcli.data.rendering import PROMPT_DIFFERS, LossOn, Rendering, render_conversation
 from neftcli.data.tokenizer import is_tokenizer_error, tokenizer_errors
 from neftcli.errors import panics_as_errors
+from neftcli.rows.example import Example
 
 IGNORE_INDEX = -100
 """Label of a token without loss."""

@@ -1,4 +1,4 @@
 """Evaluation without noise: losses, generated answers, a judge, benchmark tasks, comparisons and reports.
 
-`evaluate.py` is `neft eval` from top to bottom; `metrics.py` is the registry of metrics.
+`evaluate.py` is `neft eval` from top to bottom; `exports.py` is the registry of exports.
 """

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from neftcli.evaluation.metrics import (
+from neftcli.events import Comparison, MetricRow, MetricValue
+from neftcli.metrics.registry import (
     REGISTRY,
+    Direction,
     Judged,
     Metric,
     OverAllAnswers,
@@ -24,16 +26,15 @@ from neftcli.evaluation.metrics import (
     is_tested,
     task_metric_id,
 )
-from neftcli.events import Comparison, MetricRow, MetricValue
 from neftcli.runs.schemas import CellMetric
-from neftcli.statistics.multiple import Direction, holm_adjust, name_direction, name_verdict
+from neftcli.statistics.multiple import holm_adjust, name_direction, name_verdict
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, PairedDifference, bootstrap_estimate, paired_difference
 from neftcli.statistics.win_rates import estimate_win_rate
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
-    from neftcli.evaluation.judge import JudgeScores
     from neftcli.evaluation.measurement import ModelResults
+    from neftcli.metrics.registry import JudgeScores
 
 Values = NDArray[np.float64]
 """(rows,), NaN if a row has no value."""

@@ -27,8 +27,8 @@ from neftcli.system.libraries import capture_library_output, prepare_libraries
 from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
-    from neftcli.evaluation.judge import JudgeScores
     from neftcli.evaluation.measurement import ModelResults
+    from neftcli.metrics.registry import JudgeScores
     from neftcli.recipe.yaml_file import Layer
 
 EVALUATION, LOG = "evaluation", "eval.log"
@@ -290,7 +290,8 @@ def _judge_answers(results: Sequence[ModelResults], rows: EvalRows, observer: Ob
     settings = results[0].target.recipe.evaluation.judge
     if settings.base_url is None:
         return None
-    from neftcli.evaluation.judge import AnswerPair, JudgeScores, find_length_matched, judge_pairs
+    from neftcli.evaluation.judge import AnswerPair, find_length_matched, judge_pairs
+    from neftcli.metrics.registry import JudgeScores
 
     opponent = results[1]
     pairs = [

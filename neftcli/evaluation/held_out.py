@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.data.dataset import ExampleDataset
-from neftcli.data.example import RowNotes
 from neftcli.data.mixture import EvalExamples, ExampleSplits, read_eval_examples, read_examples
 from neftcli.data.prepare import data_fingerprint
 from neftcli.data.sources import is_hub_id
@@ -18,6 +17,7 @@ from neftcli.evaluation.targets import EvalTarget, resolve_target
 from neftcli.events import EvaluationDataReady, Notice, Observer, Phase, PhaseId, RowsSource
 from neftcli.events.data import BUILTIN
 from neftcli.recipe.relative_paths import find_relative_paths
+from neftcli.rows.example import RowNotes
 from neftcli.runs.directory import RECIPE, find_run
 from neftcli.system.hub import UNREACHABLE, go_offline_if_unreachable
 from neftcli.system.paths import exists, expand_home

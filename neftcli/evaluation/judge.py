@@ -58,25 +58,6 @@ class JudgeError(NeftError):
     code = "judge"
 
 
-@dataclass(frozen=True)
-class JudgeScores:
-    """The judge's scores of the evaluated model's answers against another model's.
-
-    Attributes:
-        against: Role of the other model.
-        scores: (rows,), 1 won, 0 lost, 0.5 tie; None if a verdict could not be read.
-        matched: (rows,), True if both answers have about the same length.
-        lengths: (rows,), characters of the evaluated model's answer minus those of the other's.
-        verdicts: (rows,), the judge's verdicts in the two orders.
-    """
-
-    against: str
-    scores: tuple[float | None, ...]
-    matched: tuple[bool, ...]
-    lengths: tuple[int, ...]
-    verdicts: tuple[tuple[str, str], ...]
-
-
 @dataclass(frozen=True, slots=True)
 class AnswerPair:
     """Two answers to one instruction.

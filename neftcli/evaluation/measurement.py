@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.data.tokens import TokenRow, split_prompt_and_reference, tokenize, tokenize_prompt
 from neftcli.errors import DataError, NeftError, Problem
-from neftcli.evaluation.answer_metrics import AnswerMetrics, measure_answer
 from neftcli.evaluation.cache import Result, ResultCache, lock_results
 from neftcli.evaluation.generation import Answer, iter_answers
 from neftcli.evaluation.loss import RowLoss, iter_losses
 from neftcli.evaluation.task_files import is_task_file
 from neftcli.evaluation.tasks import TaskResult, run_tasks
 from neftcli.events import Notice, Observer, Phase, PhaseId, PhaseProgress
+from neftcli.metrics.answer_metrics import AnswerMetrics, measure_answer
 from neftcli.models.limits import (
     embedding_size,
     max_prompt_length,

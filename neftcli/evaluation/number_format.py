@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from neftcli.evaluation.metrics import HELD_OUT_LOSS, is_share
 from neftcli.events import VerdictId
+from neftcli.metrics.registry import HELD_OUT_LOSS, is_share
 
 if TYPE_CHECKING:
     from neftcli.events import ArmResult, Comparison, EvaluationReport, MetricRow, MetricValue

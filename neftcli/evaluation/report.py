@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.data.tokens import instruction, split_prompt_and_reference
 from neftcli.evaluation import sentences
-from neftcli.evaluation.answer_metrics import signatures, similarity
 from neftcli.evaluation.comparison import have_same_tokens, win_rate_bounds
 from neftcli.events import Comparison, EvaluationReport, SideBySide, VerdictId
+from neftcli.metrics.answer_metrics import signatures, similarity
 from neftcli.recipe.loading import recipe_differences
 from neftcli.runs.directory import CELLS, RECIPE, format_json_line, replace_non_finite
 from neftcli.system.files import atomic_write
@@ -22,9 +22,9 @@ from neftcli.wording import count_noun
 if TYPE_CHECKING:
     from neftcli.evaluation.exports import Export
     from neftcli.evaluation.held_out import EvalRows
-    from neftcli.evaluation.judge import JudgeScores
     from neftcli.evaluation.measurement import ModelResults
     from neftcli.evaluation.targets import EvalTarget
+    from neftcli.metrics.registry import JudgeScores
 
 MANY_TRUNCATED = 0.05
 """Share of truncated answers above which the report says so."""

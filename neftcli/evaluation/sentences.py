@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from neftcli.evaluation.metrics import (
+from neftcli.evaluation.number_format import format_amount, format_interval, format_p
+from neftcli.events import Comparison, EvaluatedModel, MetricRow, VerdictId
+from neftcli.metrics.registry import (
     WIN_RATE,
     WIN_RATE_LENGTH_CONTROLLED,
     is_descriptive,
@@ -12,8 +14,6 @@ from neftcli.evaluation.metrics import (
     is_win_rate,
     label,
 )
-from neftcli.evaluation.number_format import format_amount, format_interval, format_p
-from neftcli.events import Comparison, EvaluatedModel, MetricRow, VerdictId
 from neftcli.statistics.multiple import count_testable
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, SKEWNESS_THRESHOLD
 

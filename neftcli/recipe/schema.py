@@ -2,8 +2,8 @@
 
 An option's YAML key, type, bounds, default, help text and flag are in one `Annotated` field. The command line
 (`cli/options.py`), validation (`loading.py`), `neft recipes show --all` and the reference page read them through
-`keys.py`. The classes are plain frozen dataclasses, so that `neft train --help` needs no pydantic; `loading.py` does
-the validation.
+`keys.py`. Options that name an entry of a registry take their values from it. The classes are plain frozen dataclasses,
+so that `neft train --help` needs no pydantic; `loading.py` does the validation.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from neftcli.events import Method
+from neftcli.metrics.registry import SWEEP_METRICS
+from neftcli.rows.formats import ROW_FORMATS
 from neftcli.system.paths import expand_home
 
 
@@ -49,9 +51,12 @@ Positive = Annotated[float, Gt(0), Lt(float("inf"))]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Gt(0)]
 Name = Annotated[str, MinLen(1)]
-Criterion = Literal["held_out_loss", "token_accuracy", "exact_match", "rouge_l", "win_rate_length_controlled", "tasks"]
-"""Metrics by which a sweep can decide: those of the registry in evaluation/metrics.py with a `sweep_direction`."""
-RowFormat = Literal["auto", "text", "prompt_completion", "alpaca", "messages", "sharegpt"]
+if TYPE_CHECKING:
+    SweepMetric: TypeAlias = str
+    RowFormatId: TypeAlias = str
+else:  # the entries of the registries; type checkers can't read them
+    SweepMetric = Literal[SWEEP_METRICS]
+    RowFormatId = Literal[("auto", *ROW_FORMATS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +111,7 @@ class Source:
     max_rows: Count | None = None
     config: Name | None = None
     split: Name | None = None
-    format: RowFormat | None = None
+    format: RowFormatId | None = None
     columns: Mapping[str, str] | None = None
 
 
@@ -147,9 +152,9 @@ class Data:
         Literal["paragraph", "line", "document"],
         Option("Row of a .txt file: a paragraph (blank lines between), a line, or the whole file"),
     ] = "paragraph"
-    format: Annotated[RowFormat, Option("Row format", "--format", "auto: detected from the columns, and reported.")] = (
-        "auto"
-    )
+    format: Annotated[
+        RowFormatId, Option("Row format", "--format", "auto: detected from the columns, and reported.")
+    ] = "auto"
     columns: Annotated[
         Mapping[str, str],
         Option("Mapping of standard column names to those in your rows, e.g. {instruction: question}"),
@@ -534,7 +539,7 @@ class Sweep:
         Option("Other options to sweep, each as KEY=VALUE,VALUE, e.g. training.learning_rate=1e-5,5e-5"),
     ] = ()
     metrics: Annotated[
-        Annotated[tuple[Criterion, ...], MinLen(1)],
+        Annotated[tuple[SweepMetric, ...], MinLen(1)],
         Option(
             "Metrics to compare; the first one chooses the best alpha",
             "--metric",

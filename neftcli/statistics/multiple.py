@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
 from neftcli.events.evaluation import VerdictId
+from neftcli.metrics.registry import Direction
 from neftcli.statistics.paired import LEVEL
-
-Direction: TypeAlias = Literal["lower", "higher", "none"]
-"""Values of a metric that are better; none if the metric only describes."""
 
 
 def holm_adjust(p_values: Sequence[float], smallest: Sequence[float] | None = None) -> list[float]:

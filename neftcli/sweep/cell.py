@@ -154,7 +154,7 @@ def _to_json(results: ModelResults, rows: EvalRows, settings: str) -> MeasuredCe
 
     from neftcli.data.tokens import instruction
     from neftcli.evaluation.comparison import task_metrics, values_of_rows
-    from neftcli.evaluation.metrics import REGISTRY, PerRow
+    from neftcli.metrics.registry import REGISTRY, PerRow
 
     metrics: dict[str, CellMetric] = {}
     for metric in REGISTRY.values():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neftcli.errors import Problem, RecipeError
-from neftcli.evaluation.metrics import HELD_OUT_LOSS, is_share, label
+from neftcli.metrics.registry import HELD_OUT_LOSS, is_share, label
 from neftcli.runs.directory import RunDirectory
 from neftcli.sweep.early_stopping import FIRST_LOOK
 from neftcli.sweep.results import WIN_RATES

@@ -22,12 +22,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 import numpy.typing as npt
 
-from neftcli.evaluation.metrics import label
 from neftcli.evaluation.number_format import format_amount
+from neftcli.metrics.registry import Direction, label
 from neftcli.statistics.crossed import (
     CrossedDifference,
     compare_arms,
@@ -54,8 +54,6 @@ FIRST_LOOK = 3
 """Seeds before the first look: with two, Student's quantiles are so large that nothing is decided."""
 FEWEST_SEEDS = 6
 """Seeds from which `sweep.early_stopping: auto` stops early: with fewer, little is saved."""
-
-Direction: TypeAlias = Literal["lower", "higher"]
 
 
 @dataclass(frozen=True, slots=True)

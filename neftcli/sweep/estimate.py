@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from neftcli.evaluation.metrics import WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import CellEstimate, Observer, Phase, PhaseId, SweepEstimate
+from neftcli.metrics.registry import WIN_RATE_LENGTH_CONTROLLED
 from neftcli.sweep.cell_runs import read_evaluation
 from neftcli.sweep.engines.local_engine import list_devices
 from neftcli.training.assets import assets_key

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.evaluation import number_format
-from neftcli.evaluation.metrics import HELD_OUT_LOSS, label, unit
 from neftcli.events import ArmResult, CellState, SweepReport
+from neftcli.metrics.registry import HELD_OUT_LOSS, label, unit
 from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
 from neftcli.runs.directory import RunDirectory, replace_non_finite
 from neftcli.runs.markdown import escape_markdown

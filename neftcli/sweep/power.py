@@ -13,8 +13,8 @@ import numpy as np
 from neftcli.data.splits import normalize_prompt
 from neftcli.data.tokens import instruction
 from neftcli.errors import InputError, Problem
-from neftcli.evaluation.metrics import label
 from neftcli.events import PowerAnalysis, ScopeId
+from neftcli.metrics.registry import label
 from neftcli.recipe.loading import load_recipe, read_recipe_layers, recipe_differences, resolve_recipe
 from neftcli.runs.directory import CELLS, RECIPE
 from neftcli.statistics.crossed import (
@@ -33,8 +33,8 @@ from neftcli.sweep.plan import Cell, arms_of, baseline_of, plan_cells
 from neftcli.sweep.results import WIN_RATES, SweepResults
 
 if TYPE_CHECKING:
-    from neftcli.data.example import Example
     from neftcli.recipe.schema import Recipe
+    from neftcli.rows.example import Example
 
 NO_PILOT = "unknown until cells of two seeds are finished; --pilot SWEEP uses the variance of a different sweep"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import NeftError, Preempted, Problem
-from neftcli.evaluation.metrics import HELD_OUT_LOSS, REGISTRY, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import CellStatus, Notice, Observer, SweepReport
+from neftcli.metrics.registry import HELD_OUT_LOSS, REGISTRY, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.runs.directory import CELLS
 from neftcli.sweep.cell_runs import CellRuns, read_evaluation
 from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta

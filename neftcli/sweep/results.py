@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neftcli.data.splits import normalize_prompt
-from neftcli.evaluation.metrics import REGISTRY, WIN_RATE, WIN_RATE_LENGTH_CONTROLLED
+from neftcli.metrics.registry import REGISTRY, WIN_RATE, WIN_RATE_LENGTH_CONTROLLED, Direction
 from neftcli.statistics.crossed import select_complete
-from neftcli.statistics.multiple import Direction
 from neftcli.sweep.plan import Arm, Cell, arms_of, baseline_of
 
 Values: TypeAlias = NDArray[np.float64]

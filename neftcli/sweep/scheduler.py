@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from neftcli.evaluation.metrics import HELD_OUT_LOSS, label
 from neftcli.events import (
     CellEvaluationStarted,
     CellStarted,
@@ -19,6 +18,7 @@ from neftcli.events import (
     PhaseProgress,
     TrainingProgress,
 )
+from neftcli.metrics.registry import HELD_OUT_LOSS, label
 from neftcli.sweep.early_stopping import FIRST_LOOK, Decision, decide, stops_early
 from neftcli.sweep.plan import Cell, arms_of
 from neftcli.training.signals import StopSignal, announce_stop

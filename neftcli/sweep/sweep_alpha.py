@@ -139,7 +139,7 @@ def _has_no_delta(base: Recipe) -> bool:
     Raises:
         RecipeError: `sweep.delta` is not valid for the first metric.
     """
-    from neftcli.evaluation.metrics import HELD_OUT_LOSS
+    from neftcli.metrics.registry import HELD_OUT_LOSS
     from neftcli.sweep.delta import resolve_delta
 
     metric = base.sweep.metrics[0]
@@ -148,7 +148,7 @@ def _has_no_delta(base: Recipe) -> bool:
 
 def _report_options(base: Recipe, observer: Observer, *, no_futility: bool) -> None:
     """Report options that have no effect."""
-    from neftcli.evaluation.metrics import label
+    from neftcli.metrics.registry import label
     from neftcli.sweep.early_stopping import FIRST_LOOK, stops_early
 
     if not any(base.sweep.alphas):

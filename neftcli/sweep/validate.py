@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, NeftError, Problem
-from neftcli.evaluation.metrics import WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import Observer
+from neftcli.metrics.registry import WIN_RATE_LENGTH_CONTROLLED
 from neftcli.runs.directory import CELLS, RECIPE, RECORD, require_writable
 from neftcli.sweep.cell_runs import name_some
 from neftcli.sweep.plan import arms_of

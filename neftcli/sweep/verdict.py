@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from neftcli.evaluation.metrics import (
+from neftcli.events import ArmResult, Comparison, MetricValue, ScopeId, Significance, VerdictId
+from neftcli.metrics.registry import (
     ANSWER_TOKENS,
     HELD_OUT_LOSS,
     REPETITION_2,
@@ -14,7 +15,6 @@ from neftcli.evaluation.metrics import (
     WIN_RATE_LENGTH_CONTROLLED,
     label,
 )
-from neftcli.events import ArmResult, Comparison, MetricValue, ScopeId, Significance, VerdictId
 from neftcli.statistics.crossed import ArmDifference, Claim, compare_arms, estimate_arm
 from neftcli.statistics.multiple import holm_adjust, name_direction, name_verdict
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, RESAMPLES

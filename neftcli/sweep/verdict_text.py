@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from neftcli.evaluation.metrics import label
 from neftcli.evaluation.number_format import format_amount, format_interval, format_p
 from neftcli.events import ArmResult, Comparison, ScopeId, Significance, VerdictId
+from neftcli.metrics.registry import Direction, label
 from neftcli.statistics.crossed import ArmDifference
-from neftcli.statistics.multiple import Direction
 from neftcli.statistics.paired import LEVEL, SKEWNESS_THRESHOLD
 from neftcli.statistics.planning import required_sizes
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.evaluation.cache import lock_results
 from neftcli.evaluation.judge import AnswerPair, judge_pairs
-from neftcli.evaluation.metrics import WIN_RATE, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.events import Notice, Observer
+from neftcli.metrics.registry import WIN_RATE, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.statistics.win_rates import length_controlled_scores
 from neftcli.sweep.plan import Cell, baseline_of
 

@@ -16,9 +16,9 @@ from typing import Literal
 from neftcli import events
 from neftcli.cli.display.text import spell_out
 from neftcli.evaluation import number_format
-from neftcli.evaluation.metrics import ANSWER_TOKENS, label
 from neftcli.events import CellStatus, PhaseId, VerdictId
 from neftcli.events.data import BUILTIN, describe_source
+from neftcli.metrics.registry import ANSWER_TOKENS, label
 from neftcli.models.chat_templates import describe_template
 from neftcli.system.files import format_bytes
 from neftcli.wording import count_noun

@@ -16,7 +16,6 @@ from neftcli.cli.display import format
 from neftcli.cli.display.text import one_line, sanitize_event, spell_out
 from neftcli.errors import Problem
 from neftcli.evaluation import number_format
-from neftcli.evaluation.metrics import heading, label
 from neftcli.events import (
     CellState,
     CellStatus,
@@ -31,6 +30,7 @@ from neftcli.events import (
     VerdictId,
     arm_name,
 )
+from neftcli.metrics.registry import heading, label
 from neftcli.wording import count_noun
 
 INDENT = (0, 0, 0, 1)

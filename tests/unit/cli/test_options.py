@@ -79,7 +79,7 @@ def test_help_shows_defaults_and_choices() -> None:
         "--batch-size INTEGER Rows per device and forward pass [default: the recipe's]",
         "--held-out-rows INTEGER Number of held-out rows to evaluate on [default: 200]",
         "--revision TEXT Branch, tag or commit of a hub model [default: the main branch]",
-        "--format FORMAT Row format: auto, text, prompt_completion, alpaca, messages, sharegpt",
+        "--format FORMAT Row format: auto, messages, sharegpt, prompt_completion, alpaca, text",
     ):
         assert part in page, part
     assert "--max-length INTEGER Maximum length of a row in tokens [default: the run's]" in " ".join(

@@ -22,11 +22,11 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from neftcli.data.answer_spans import shared_prefix
 from neftcli.data.chat import ChatFormat
-from neftcli.data.example import Example, Turn
 from neftcli.data.rendering import PROMPT_DIFFERS, render_conversation
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow, tokenize, tokenize_prompt
 from neftcli.errors import DataError, ModelError
 from neftcli.models.chat_templates import TEMPLATE_DATE, set_chat_template, training_template
+from neftcli.rows.example import Example, Turn
 from tests.tiny import SPECIAL_TOKENS, tiny_tokenizer
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"

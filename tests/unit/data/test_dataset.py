@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 from neftcli.data import dataset
 from neftcli.data.dataset import ExampleDataset, TokenDataset
-from neftcli.data.example import Example, Turn
 from neftcli.data.mixture import read_examples
 from neftcli.data.prepare import count_tokens, data_fingerprint
 from neftcli.data.splits import count_duplicates, select_distinct
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow
 from neftcli.errors import DataError, InputError
 from neftcli.recipe.schema import Data
+from neftcli.rows.example import Example, Turn
 from neftcli.training.assets import hash_tokens
 from tests.conftest import file_system
 

@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from neftcli.data.example import UnusableRow
-from neftcli.data.formats import ROW_FORMATS, detect_format, to_example
 from neftcli.data.mixture import read_eval_examples, read_examples
-from neftcli.data.readers import FILE_READERS, Row
 from neftcli.data.sources import is_hub_id
 from neftcli.errors import DataError, Problem
 from neftcli.recipe.schema import Data
+from neftcli.rows.example import UnusableRow
+from neftcli.rows.formats import ROW_FORMATS, detect_format, to_example
+from neftcli.rows.readers import FILE_READERS, Row
 from neftcli.system.paths import exists
 
 ENDINGS = tuple(FILE_READERS)

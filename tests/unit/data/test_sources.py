@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from neftcli.data import sources
-from neftcli.data.readers import FILE_READERS
 from neftcli.data.sources import is_hub_id, read_rows
 from neftcli.errors import DataError
+from neftcli.rows.readers import FILE_READERS
 
 ROWS = [
     {"prompt": "What is 2 + 2?", "completion": "4"},

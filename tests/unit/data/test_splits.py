@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neftcli.data import splits
-from neftcli.data.example import Example, Turn
 from neftcli.data.splits import count_duplicates, normalize_prompt
+from neftcli.rows.example import Example, Turn
 
 
 def example(prompt: str, answer: str = "a", location: str = "") -> Example:

@@ -13,10 +13,10 @@ import pytest
 
 from neftcli.data import token_cache
 from neftcli.data.dataset import ExampleDataset, TokenDataset
-from neftcli.data.example import Example, Turn
 from neftcli.data.token_cache import hash_key, load_or_create
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow
 from neftcli.errors import InputError
+from neftcli.rows.example import Example, Turn
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from neftcli.data.chat import ChatFormat
-from neftcli.data.example import Example, Turn
 from neftcli.data.rendering import PROMPT_DIFFERS
 from neftcli.data.tokens import IGNORE_INDEX, TokenRow, render_prompt, tokenize, tokenize_prompt
 from neftcli.errors import DataError
 from neftcli.models.chat_templates import set_chat_template
+from neftcli.rows.example import Example, Turn
 from tests.tiny import SPECIAL_TOKENS, tiny_tokenizer
 
 EOS = "</s>"

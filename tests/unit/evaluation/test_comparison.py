@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 from neftcli.data.tokens import TokenRow
-from neftcli.evaluation.answer_metrics import measure_answer
 from neftcli.evaluation.comparison import compare_models, have_same_tokens, win_rate_bounds
 from neftcli.evaluation.generation import Answer
-from neftcli.evaluation.judge import JudgeScores
 from neftcli.evaluation.loss import RowLoss
 from neftcli.evaluation.measurement import ModelResults
 from neftcli.evaluation.report import judge_remarks
 from neftcli.evaluation.tasks import TaskResult
 from neftcli.events import Comparison, MetricRow
+from neftcli.metrics.answer_metrics import measure_answer
+from neftcli.metrics.registry import JudgeScores
 from neftcli.statistics.multiple import holm_adjust
 from neftcli.statistics.paired import bootstrap_estimate, paired_difference
 from neftcli.statistics.win_rates import estimate_win_rate

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from neftcli.evaluation.metrics import label
 from neftcli.evaluation.sentences import (
     conclusion,
     describe_unreadable,
@@ -21,7 +20,8 @@ from neftcli.evaluation.sentences import (
     warn_of_skewness,
 )
 from neftcli.events import Comparison, EvaluatedModel, MetricRow, ModelSource, VerdictId
-from neftcli.statistics.multiple import Direction, holm_adjust, name_direction, name_verdict
+from neftcli.metrics.registry import Direction, label
+from neftcli.statistics.multiple import holm_adjust, name_direction, name_verdict
 from neftcli.statistics.paired import paired_difference
 
 DIRECTIONS: dict[str, Direction] = {

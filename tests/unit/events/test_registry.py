@@ -16,8 +16,8 @@ from neftcli.cli.display.format import PHASES, phase_text
 from neftcli.errors import DISK_FULL, INTERNAL, OUT_OF_MEMORY, USAGE, DataError, NeftError, Problem
 from neftcli.evaluation.judge import JudgeError
 from neftcli.evaluation.measurement import PROGRESS_UNITS
-from neftcli.evaluation.metrics import REGISTRY as METRICS
 from neftcli.events import reference
+from neftcli.metrics.registry import REGISTRY as METRICS
 from neftcli.sweep.reporter import SweepError
 
 EXPORTED = [getattr(events, name) for name in events.__all__]

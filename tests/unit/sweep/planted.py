@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE
+from neftcli.metrics.registry import HELD_OUT_LOSS, WIN_RATE
 from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve_recipe
 from neftcli.sweep.plan import Arm, Cell, plan_cells
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from neftcli.errors import RecipeError
-from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE, label
+from neftcli.metrics.registry import HELD_OUT_LOSS, WIN_RATE, label
 from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve_recipe
 from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.plan import Arm

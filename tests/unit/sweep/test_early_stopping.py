@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.calibrate import count_stopping
 from benchmarks.situations import Situation
-from neftcli.evaluation.metrics import HELD_OUT_LOSS
+from neftcli.metrics.registry import HELD_OUT_LOSS
 from neftcli.recipe.schema import Sweep
 from neftcli.statistics import paired
 from neftcli.statistics.crossed import compare_arms, estimate_crossed_differences, margin_of_error

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from neftcli.cli.display import screens as display
 from neftcli.evaluation import number_format
-from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE
 from neftcli.events import ArmResult, CellEstimate, CellState, MetricValue, SweepEstimate, SweepReport
+from neftcli.metrics.registry import HELD_OUT_LOSS, WIN_RATE
 from neftcli.report.plots import ArmPoints, Curve
 from neftcli.sweep import outputs
 from neftcli.sweep.plan import Arm, Cell

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from neftcli.errors import NeftError, Preempted
-from neftcli.evaluation.metrics import HELD_OUT_LOSS
 from neftcli.events import (
     CellEvaluationStarted,
     CellStarted,
@@ -31,6 +30,7 @@ from neftcli.events import (
     SweepReport,
     TrainingProgress,
 )
+from neftcli.metrics.registry import HELD_OUT_LOSS
 from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve_recipe
 from neftcli.recipe.schema import Recipe
 from neftcli.sweep import reporter as module

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neftcli.evaluation.metrics import HELD_OUT_LOSS, WIN_RATE
 from neftcli.evaluation.number_format import table_arm_verdict
+from neftcli.metrics.registry import HELD_OUT_LOSS, WIN_RATE
 from neftcli.statistics.crossed import ArmDifference, compare_arms
 from neftcli.statistics.multiple import holm_adjust
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neftcli.evaluation.metrics import HELD_OUT_LOSS
+from neftcli.metrics.registry import HELD_OUT_LOSS
 from neftcli.sweep.early_stopping import Decision, decide
 from neftcli.sweep.plan import Arm, Cell
 from neftcli.sweep.results import SweepResults

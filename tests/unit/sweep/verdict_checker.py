@@ -11,8 +11,8 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from neftcli.evaluation.metrics import HELD_OUT_LOSS, is_share, label
 from neftcli.events import ArmResult, Comparison, ScopeId, VerdictId
+from neftcli.metrics.registry import HELD_OUT_LOSS, is_share, label
 from neftcli.statistics.crossed import ArmDifference, compare_arms, margin_of_error
 from neftcli.statistics.paired import LEVEL, RESAMPLES, SKEWNESS_THRESHOLD
 from neftcli.statistics.planning import required_sizes

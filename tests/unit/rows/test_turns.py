@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from neftcli.data.example import RowNotes, Turn, UnusableRow
-from neftcli.data.turns import MARKS, REASONING, ROLES, read_turns
 from neftcli.errors import DataError
 from neftcli.events import Occurrences
+from neftcli.rows.example import RowNotes, Turn, UnusableRow
+from neftcli.rows.turns import MARKS, REASONING, ROLES, read_turns
 
 WHERE = "rows.jsonl, line 17"
 KEYS = ("role", "content")
@@ -338,7 +338,7 @@ def test_read_turns_keeps_names() -> None:
 
 def test_read_turns_text_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """The row is skipped."""
-    monkeypatch.setattr("neftcli.data.turns.MAX_TEXT_LENGTH", 5)
+    monkeypatch.setattr("neftcli.rows.turns.MAX_TEXT_LENGTH", 5)
     for item in ({"content": "x" * 6}, {"content": "x", "reasoning": "y" * 6}, {"content": [{"text": "z" * 6}]}):
         with pytest.raises(UnusableRow, match="longer than 5 characters"):
             turn(role="assistant", **item)

@@ -7,18 +7,20 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
-from neftcli.data.example import Example, RowNotes, Turn, UnusableRow
-from neftcli.data.formats import ROW_FORMATS, detect_format, rename_columns, to_example
-from neftcli.data.readers import Row
-from neftcli.data.turns import ROLES
 from neftcli.errors import DataError
 from neftcli.events import Occurrences
+from neftcli.recipe.keys import choices
 from neftcli.recipe.schema import Data
+from neftcli.rows.example import Example, RowNotes, Turn, UnusableRow
+from neftcli.rows.formats import ROW_FORMATS, detect_format, rename_columns, to_example
+from neftcli.rows.readers import Row
+from neftcli.rows.turns import ROLES
 
+DOCS = Path(__file__).parents[3] / "docs/data.md"
 WHERE = "rows.jsonl, line 17"
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
@@ -409,12 +411,15 @@ def test_to_example_error_shortens_a_long_value() -> None:
 # The registry
 
 
-def test_row_formats_are_those_of_the_option() -> None:
-    """The values of data.format are the registry's entries and auto."""
+def test_row_formats_are_documented_values_of_the_option() -> None:
+    """data.format takes auto and the registry's entries; docs/data.md has a row for each."""
     hints = get_type_hints(Data, include_extras=True)
-    names = get_args(get_args(hints["format"])[0])
-    assert set(names) == {"auto", *ROW_FORMATS}
-    assert all(row_format.id == name for name, row_format in ROW_FORMATS.items())
+    assert choices(hints["format"]) == ["auto", *ROW_FORMATS]
+    docs = DOCS.read_text(encoding="utf-8").splitlines()
+    for row_format_id, row_format in ROW_FORMATS.items():
+        assert row_format.id == row_format_id
+        optional = ", ".join(f"`{column}`" for column in row_format.optional)
+        assert " ".join(f"| `{row_format.id}` | {row_format.columns} | {optional} |".split()) in docs
 
 
 # Columns next to a conversation

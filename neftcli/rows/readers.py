@@ -16,9 +16,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from neftcli.data.data_file import MAX_JSON_GZ_BYTES, MAX_LINE_BYTES, DataFile, read_lines
-from neftcli.data.turns import has_role
 from neftcli.errors import DataError, Problem, first_line
+from neftcli.rows.data_file import MAX_JSON_GZ_BYTES, MAX_LINE_BYTES, DataFile, read_lines
+from neftcli.rows.turns import has_role
 
 MAX_PROBLEMS = 5
 """Maximum malformed lines that are reported together."""

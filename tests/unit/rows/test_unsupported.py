@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neftcli.data.example import Example
-from neftcli.data.formats import STANDARD_COLUMNS, detect_format, to_example
-from neftcli.data.readers import Row
-from neftcli.data.unsupported import MEDIA, UNSUPPORTED_ROWS
 from neftcli.errors import DataError
 from neftcli.recipe.loading import load_recipe, parse_assignment
+from neftcli.rows.example import Example
+from neftcli.rows.formats import STANDARD_COLUMNS, detect_format, to_example
+from neftcli.rows.readers import Row
+from neftcli.rows.unsupported import MEDIA, UNSUPPORTED_ROWS
 
 WHERE = "rows.jsonl, line 17"
 EARLIER = [{"from": "human", "value": "q1"}, {"from": "gpt", "value": "a1"}, {"from": "human", "value": "q"}]

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from neftcli.data.column_suggestions import suggest_columns, suggest_text, suggest_turns
-from neftcli.data.example import Example, RowNotes, Turn, UnusableRow, describe_value, has_value
-from neftcli.data.readers import Row
-from neftcli.data.tool_calls import has_unmatched_call_id, read_tools
-from neftcli.data.turns import MARKS, has_role, is_conversation, is_turn, read_mark, read_turns, require_text
-from neftcli.data.unsupported import reject_unsupported_row, reject_unsupported_turns
 from neftcli.errors import DataError, Problem
+from neftcli.rows.column_suggestions import suggest_columns, suggest_text, suggest_turns
+from neftcli.rows.example import Example, RowNotes, Turn, UnusableRow, describe_value, has_value
+from neftcli.rows.readers import Row
+from neftcli.rows.tool_calls import has_unmatched_call_id, read_tools
+from neftcli.rows.turns import MARKS, has_role, is_conversation, is_turn, read_mark, read_turns, require_text
+from neftcli.rows.unsupported import reject_unsupported_row, reject_unsupported_turns
 
 MAX_SHOWN = 300
 """Maximum characters of column names in a message."""

@@ -9,14 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Literal, Protocol, TypeAlias
 
-from neftcli.evaluation.answer_metrics import distinct_n
-
-if TYPE_CHECKING:
-    from neftcli.evaluation.judge import JudgeScores
-    from neftcli.evaluation.measurement import ModelResults
-    from neftcli.statistics.multiple import Direction
+Direction: TypeAlias = Literal["lower", "higher", "none"]
+"""Values of a metric that are better; none if the metric only describes."""
 
 HELD_OUT_LOSS = "held_out_loss"
 ANSWER_TOKENS = "answer_tokens"
@@ -28,6 +24,41 @@ WIN_RATE_LENGTH_CONTROLLED = "win_rate_length_controlled"
 TASK_SHARES = ("/acc", "/acc_norm", "/exact_match")
 
 
+class RowResults(Protocol):
+    """Results of a model, row by row, as `evaluation/measurement.py` has them."""
+
+    @property
+    def losses(self) -> Sequence[Any]:
+        """(rows,), the loss of each row; None if it has none."""
+
+    @property
+    def answers(self) -> Sequence[Any]:
+        """(rows,), the answer to each row; empty if none were generated."""
+
+    @property
+    def metrics(self) -> Sequence[Any]:
+        """(rows,), the metrics of each answer."""
+
+
+@dataclass(frozen=True)
+class JudgeScores:
+    """The judge's scores of the evaluated model's answers against another model's.
+
+    Attributes:
+        against: Role of the other model.
+        scores: (rows,), 1 won, 0 lost, 0.5 tie; None if a verdict could not be read.
+        matched: (rows,), True if both answers have about the same length.
+        lengths: (rows,), characters of the evaluated model's answer minus those of the other's.
+        verdicts: (rows,), the judge's verdicts in the two orders.
+    """
+
+    against: str
+    scores: tuple[float | None, ...]
+    matched: tuple[bool, ...]
+    lengths: tuple[int, ...]
+    verdicts: tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class PerRow:
     """A metric with a value for each row, averaged over rows or, with weights, summed and divided by their sum.
@@ -37,8 +68,8 @@ class PerRow:
         weights: (rows,), such as each row's tokens with loss; None for a plain mean.
     """
 
-    values: Callable[[ModelResults], list[float | None]]
-    weights: Callable[[ModelResults], list[float | None]] | None = None
+    values: Callable[[RowResults], list[float | None]]
+    weights: Callable[[RowResults], list[float | None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +138,25 @@ class Metric:
     heading: str = ""
 
 
-def _of_losses(attribute: str) -> Callable[[ModelResults], list[float | None]]:
+def _of_losses(attribute: str) -> Callable[[RowResults], list[float | None]]:
     return lambda results: [None if loss is None else getattr(loss, attribute) for loss in results.losses]
 
 
-def _of_answers(attribute: str) -> Callable[[ModelResults], list[float | None]]:
+def _of_answers(attribute: str) -> Callable[[RowResults], list[float | None]]:
     return lambda results: [getattr(answer, attribute) for answer in results.answers]
 
 
-def _of_answer_metrics(attribute: str) -> Callable[[ModelResults], list[float | None]]:
+def _of_answer_metrics(attribute: str) -> Callable[[RowResults], list[float | None]]:
     return lambda results: [getattr(metrics, attribute) for metrics in results.metrics]
+
+
+def _distinct(n: int) -> Callable[[Sequence[str]], float | None]:
+    def compute(answers: Sequence[str]) -> float | None:
+        from neftcli.metrics.answer_metrics import distinct_n  # imports regex
+
+        return distinct_n(answers, n)
+
+    return compute
 
 
 def _matched_scores(judged: JudgeScores) -> list[float | None]:
@@ -242,7 +282,7 @@ _METRICS = (
         "",
         "none",
         "distinct over all words of all answers (Li et al. 2016, arXiv 1510.03055)",
-        OverAllAnswers(lambda answers: distinct_n(answers, 1)),
+        OverAllAnswers(_distinct(1)),
     ),
     Metric(
         "distinct_2",
@@ -250,7 +290,7 @@ _METRICS = (
         "",
         "none",
         "distinct over all 2-grams of all answers",
-        OverAllAnswers(lambda answers: distinct_n(answers, 2)),
+        OverAllAnswers(_distinct(2)),
     ),
     Metric(
         "rouge_l",
@@ -281,6 +321,8 @@ _METRICS = (
 
 REGISTRY: dict[str, Metric] = {metric.id: metric for metric in _METRICS}
 """All metrics but those of benchmark tasks, by id, in the order of the table."""
+SWEEP_METRICS = (*(metric.id for metric in _METRICS if metric.sweep_direction is not None), "tasks")
+"""Values of `sweep.metrics`; "tasks" stands for the metrics of all benchmark tasks."""
 
 
 def task_metric_id(task: str, metric: str) -> str:

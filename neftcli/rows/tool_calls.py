@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neftcli.data.example import Turn, describe_value
 from neftcli.errors import DataError, Problem
+from neftcli.rows.example import Turn, describe_value
 
 CALL_EXAMPLE = '{"type": "function", "function": {"name": "...", "arguments": {...}}}'
 TOOLS_EXAMPLE = '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'

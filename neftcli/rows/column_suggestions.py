@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from shlex import quote
 from typing import Any
 
-from neftcli.data.example import has_value
-from neftcli.data.turns import is_conversation
+from neftcli.rows.example import has_value
+from neftcli.rows.turns import is_conversation
 
 QUESTION_COLUMNS = (
     *("prompt", "instruction", "question", "query", "problem", "user", "human", "inputs", "input", "source"),

@@ -1,17 +1,19 @@
-"""The registry of metrics: its ids are identifiers, and docs and recipe schema agree with it."""
+"""The registry of metrics: its ids are identifiers, and the docs and the recipe's options have its entries."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import get_args
+from typing import get_type_hints
 
 import pytest
 
-from neftcli.evaluation.metrics import REGISTRY, heading, is_share, is_tested, label, task_metric_id, unit
-from neftcli.recipe.schema import Criterion
+from neftcli.metrics.registry import REGISTRY, heading, is_share, is_tested, label, task_metric_id, unit
+from neftcli.recipe.keys import choices
+from neftcli.recipe.schema import Sweep
 
 DOCS = Path(__file__).parents[3] / "docs" / "evaluation.md"
+SWEEP_DOCS = DOCS.with_name("sweep.md")
 ROW = re.compile(r"\| (?P<label>.+?) \| `(?P<id>\w+)` \| (?P<definition>.+?) \| (?P<direction>\w*) *\|")
 
 
@@ -35,10 +37,14 @@ def test_registry_is_the_table_of_the_docs() -> None:
     ]
 
 
-def test_registry_has_the_criteria_of_sweeps() -> None:
-    """The values of `sweep.metrics` are "tasks" and the metrics with a direction for sweeps."""
-    criteria = [metric.id for metric in REGISTRY.values() if metric.sweep_direction is not None]
-    assert sorted(get_args(Criterion)) == sorted([*criteria, "tasks"])
+def test_registry_metrics_of_sweeps() -> None:
+    """`sweep.metrics` takes the metrics with a direction for sweeps, and "tasks"; docs/sweep.md lists them."""
+    hints = get_type_hints(Sweep, include_extras=True)
+    metrics = [metric.id for metric in REGISTRY.values() if metric.sweep_direction is not None]
+    assert choices(hints["metrics"]) == [*metrics, "tasks"]
+    documented = " ".join(SWEEP_DOCS.read_text(encoding="utf-8").split())
+    listed = ", ".join(f"`{metric}`" for metric in metrics)
+    assert f"`--metric` selects the metrics that decide: {listed} or `tasks`." in documented
 
 
 @pytest.mark.parametrize(

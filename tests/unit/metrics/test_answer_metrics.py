@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from neftcli.evaluation.answer_metrics import SHORT_REFERENCE, distinct_n, measure_answer, signatures, similarity
+from neftcli.metrics.answer_metrics import SHORT_REFERENCE, distinct_n, measure_answer, signatures, similarity
 
 # One short sentence and three letters of each.
 SPACED = {
@@ -275,6 +275,6 @@ def test_signatures_have_settings_and_versions() -> None:
 
 def test_answer_metrics_imports_no_heavy_library() -> None:
     """The libraries are imported when the first answer is measured."""
-    code = "import sys, neftcli.evaluation.metrics; print({'nltk', 'sacrebleu', 'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys, neftcli.metrics.registry; print({'nltk', 'sacrebleu', 'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from neftcli.data import data_file, readers
 from neftcli.data.sources import read_rows
 from neftcli.errors import DataError
+from neftcli.rows import data_file, readers
 
 MIB = 2**20
 

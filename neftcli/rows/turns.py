@@ -12,9 +12,9 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
-from neftcli.data.example import RowNotes, Turn, UnusableRow, describe_value, has_value
-from neftcli.data.tool_calls import read_tool_calls
 from neftcli.errors import DataError, Problem
+from neftcli.rows.example import RowNotes, Turn, UnusableRow, describe_value, has_value
+from neftcli.rows.tool_calls import read_tool_calls
 
 MAX_TEXT_LENGTH = 10_000_000
 """Maximum characters of a text; with ten times that, every step on the way to tokens takes minutes and gigabytes."""

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from neftcli.data.column_suggestions import (
+from neftcli.errors import DataError, Problem
+from neftcli.rows.column_suggestions import (
     find_conversation_column,
     find_question_column,
     format_mapping,
     path_to_text,
 )
-from neftcli.data.example import Turn, describe_value, has_value
-from neftcli.data.readers import Row
-from neftcli.data.turns import ROLES, is_conversation, is_turn
-from neftcli.errors import DataError, Problem
+from neftcli.rows.example import Turn, describe_value, has_value
+from neftcli.rows.readers import Row
+from neftcli.rows.turns import ROLES, is_conversation, is_turn
 
 PREFERENCE_PAIRS = (
     ("chosen", "rejected"),
