@@ -127,8 +127,8 @@ class EvalTarget:
         Raises:
             ModelError: It can't be reached, or the base model of a run has changed since training.
         """
-        from neftcli.models.files import folder_sha256
         from neftcli.models.loading import load_config, model_fingerprint
+        from neftcli.models.model_files import folder_sha256
 
         weights = model_fingerprint(self.reference, load_config(self.reference, self.recipe.model.trust_remote_code))
         if self.expected_fingerprint is not None and weights != self.expected_fingerprint:

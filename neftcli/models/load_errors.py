@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from neftcli.errors import LibraryPanic, ModelError, NeftError, Problem, panics_as_errors
-from neftcli.models.files import REFETCH, find_damaged_file
+from neftcli.models.model_files import REFETCH, find_damaged_file
 from neftcli.models.registry import ALIASES, ModelReference
 from neftcli.system.hub import add_hub_settings
 from neftcli.system.paths import closest_path

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
-from neftcli.models.files import (
+from neftcli.models.gguf import pretrained_location, settings_reference
+from neftcli.models.load_errors import (
+    library_message,
+    pickled_weights_error,
+    save_tokenizer_call,
+    translate_load_errors,
+)
+from neftcli.models.model_files import (
     CODE_SETTINGS,
     CUSTOM_GENERATE,
     REFETCH,
@@ -20,13 +27,6 @@ from neftcli.models.files import (
     is_code_elsewhere,
     model_sha256,
     require_inside,
-)
-from neftcli.models.gguf import pretrained_location, settings_reference
-from neftcli.models.load_errors import (
-    library_message,
-    pickled_weights_error,
-    save_tokenizer_call,
-    translate_load_errors,
 )
 from neftcli.models.registry import ModelReference
 from neftcli.models.settings_files import CONFIG, find_file, read_generation_settings, read_json

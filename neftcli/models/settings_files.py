@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem, first_line
-from neftcli.models.files import REFETCH
 from neftcli.models.load_errors import translate_load_errors
+from neftcli.models.model_files import REFETCH
 from neftcli.models.registry import ModelReference
 from neftcli.system.files import read_json_object
 

@@ -12,8 +12,8 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
-from neftcli.models.files import INDEX, require_inside
 from neftcli.models.load_errors import translate_load_errors
+from neftcli.models.model_files import INDEX, require_inside
 from neftcli.models.registry import ADAPTER, ALIASES, ModelReference, adapter_error
 from neftcli.models.settings_files import Settings, find_file, read_json
 from neftcli.recipe.schema import Quantization

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import InputError
 from neftcli.evaluation.task_files import is_task_file, task_file_sha256
 from neftcli.events import CellState, CellStatus, Notice, Observer
-from neftcli.models.files import is_damaged_safetensors
+from neftcli.models.model_files import is_damaged_safetensors
 from neftcli.recipe.loading import load_recipe, recipe_differences
 from neftcli.recipe.schema import TaskSettings
 from neftcli.runs.checkpoints import CheckpointFolder

@@ -14,13 +14,13 @@ from neftcli.events import CellStatus, Notice, Observer, SweepReport
 from neftcli.metrics.registry import HELD_OUT_LOSS, REGISTRY, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.runs.directory import CELLS
 from neftcli.sweep.cell_runs import CellRuns, read_evaluation
+from neftcli.sweep.cell_win_rates import add_win_rates
 from neftcli.sweep.delta import gain_of_training, losses_before, resolve_delta
 from neftcli.sweep.outputs import write_cells, write_outputs
 from neftcli.sweep.results import SweepResults
 from neftcli.sweep.scheduler import DONE, SweepScheduler
 from neftcli.sweep.validate import require_comparable
 from neftcli.sweep.verdict import judge_sweep
-from neftcli.sweep.win_rates import add_win_rates
 from neftcli.training.signals import StopRequested
 
 if TYPE_CHECKING:

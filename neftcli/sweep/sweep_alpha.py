@@ -17,7 +17,13 @@ from neftcli.runs.directory import CELLS, remove_incomplete_runs
 from neftcli.sweep.cell_runs import CellRuns, report_left_out
 from neftcli.sweep.folder import explain_interruption, lock_sweep, require_unlocked, write_recipe
 from neftcli.sweep.plan import plan_cells
-from neftcli.sweep.validate import check_inputs, check_options, require_noise, require_same_inputs, require_same_sweep
+from neftcli.sweep.validate import (
+    check_inputs,
+    check_options,
+    require_noise,
+    require_same_sweep,
+    require_unchanged_inputs,
+)
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -85,7 +91,7 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
     no_futility = _has_no_delta(base)
     reference, examples, prepared = check_inputs(base, folder, observer)
     runs = CellRuns(folder / CELLS)
-    require_same_inputs(runs, cells, reference, prepared)
+    require_unchanged_inputs(runs, cells, reference, prepared)
     states = [runs.state(cell) for cell in cells]
     observer.notify(SweepStarted(str(folder), tuple(states), added_baseline=0.0 not in base.sweep.alphas))
     report_left_out(runs, cells, observer)

@@ -159,7 +159,7 @@ def require_same_sweep(folder: Path, base: Recipe) -> None:
         raise InputError(Problem(problem, values, "--name NAME for a new folder"))
 
 
-def require_same_inputs(
+def require_unchanged_inputs(
     runs: CellRuns, cells: Sequence[Cell], reference: ModelReference, prepared: PreparedData
 ) -> None:
     """Compare the inputs of the cells that were started with the files that are there now.

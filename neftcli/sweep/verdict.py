@@ -93,7 +93,7 @@ def judge_sweep(
             "The paper found its gains in the answers and hardly in the loss: "
             f"--metric {WIN_RATE_LENGTH_CONTROLLED} --judge URL tests them."
         )
-    return Verdict(rows, recommended, tuple(lines), verdict_text.scope(list(differences.values())))
+    return Verdict(rows, recommended, tuple(lines), verdict_text.verdict_scope(list(differences.values())))
 
 
 def _describe_stops(

@@ -177,7 +177,7 @@ def plan(metric: str, undecided: Sequence[ArmDifference], delta: float | None, *
     ]
 
 
-def scope(differences: Sequence[ArmDifference]) -> str:
+def verdict_scope(differences: Sequence[ArmDifference]) -> str:
     """State the population that the verdicts are about."""
     over_seeds = [difference for difference in differences if difference.new_seeds is not None]
     one_seed = [d for d in differences if d.new_seeds is None and d.these_seeds is not None]

@@ -6,6 +6,6 @@
 - `trainer.py` is TRL's SFTTrainer with neft's differences (the only file that imports trl), `callbacks.py` evaluates
   and saves during training, `evaluator.py` measures the model, `progress.py` estimates the time left.
 - `resume.py` holds the state of stopped runs, `signals.py` stops them, `failures.py` records how they end,
-  `distributed.py` is the agreement between several processes.
+  `collectives.py` makes several processes agree on a run.
 - `model_card.py` writes the model's README, `dry_run.py` plans a run without training.
 """

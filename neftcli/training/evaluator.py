@@ -9,7 +9,7 @@ from neftcli.data.tokens import tokenize_prompt
 from neftcli.events import Evaluated, Observer, Phase, PhaseId
 from neftcli.models.limits import max_prompt_length
 from neftcli.system import distributed
-from neftcli.training.distributed import split_across_processes
+from neftcli.training.collectives import split_across_processes
 from neftcli.training.resume import LossEvaluation
 
 if TYPE_CHECKING:

@@ -206,7 +206,7 @@ class ResumeState:
         for change in describe_changes(self.to_record()):
             observer.notify(Notice(f"from here on the run is mixed: {change}"))
 
-    def require_same_inputs(self, hashes: Mapping[str, Any], recipe: Recipe) -> None:
+    def require_inputs_of_checkpoint(self, hashes: Mapping[str, Any], recipe: Recipe) -> None:
         """Compare rows, tokens and model with those of the checkpoint.
 
         Args:

@@ -39,7 +39,7 @@ from neftcli.system import distributed
 from neftcli.system.files import atomic_write, file_sha256
 from neftcli.system.libraries import capture_library_output, prepare_libraries
 from neftcli.training.assets import AssetCache, Assets, hash_tokens, load_assets
-from neftcli.training.distributed import broadcast_path, join_run, require_same_inputs
+from neftcli.training.collectives import broadcast_path, join_run, require_same_inputs
 from neftcli.training.evaluator import Evaluator
 from neftcli.training.failures import record_outcome, report_full_disk, require_space, saved_bytes
 from neftcli.training.inputs import read_inputs, report_data
@@ -231,7 +231,7 @@ class _Run:
         }
         require_same_inputs(hashes)
         if self.resume:
-            self.resume.require_same_inputs(hashes, recipe)
+            self.resume.require_inputs_of_checkpoint(hashes, recipe)
             self.resume.report(self)
             self.directory.write_text(RECIPE, to_yaml(self.written))  # with the changes that were accepted
         self.record.update(

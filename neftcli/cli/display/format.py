@@ -520,7 +520,9 @@ def estimate_notices(event: events.SweepEstimate) -> list[str]:
 # Next steps
 
 
-def next_steps(event: events.RunFinished | events.EvaluationReport | events.SweepReport) -> list[tuple[str, str]]:
+def suggest_next_steps(
+    event: events.RunFinished | events.EvaluationReport | events.SweepReport,
+) -> list[tuple[str, str]]:
     """Return the commands to type next, each with its reason."""
     if isinstance(event, events.RunFinished):
         if event.held_out_loss is None or event.paired_run is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TextIO
 
-from neftcli.cli.display.text import escape_json, is_unicode, write
+from neftcli.cli.display.text import escape_json, is_unicode, write_to_stream
 from neftcli.events import Event, to_dict
 from neftcli.runs.directory import replace_non_finite
 
@@ -21,4 +21,4 @@ class JsonLines:
         text = json.dumps(
             replace_non_finite(to_dict(event)), ensure_ascii=not is_unicode(self._stream), allow_nan=False
         )
-        write(self._stream, escape_json(text) + "\n")
+        write_to_stream(self._stream, escape_json(text) + "\n")

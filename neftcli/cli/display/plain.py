@@ -8,7 +8,7 @@ from typing import IO
 
 from neftcli import events
 from neftcli.cli.display import format
-from neftcli.cli.display.text import one_line, sanitize, spell_out, write
+from neftcli.cli.display.text import one_line, sanitize, spell_out, write_to_stream
 from neftcli.evaluation import number_format
 
 WITH_QUIET = (
@@ -38,7 +38,7 @@ class PlainLines:
         if self._quiet and not isinstance(event, WITH_QUIET):
             return
         for line in self._lines(event):
-            write(self._stream, sanitize(line).replace("\n", " ") + "\n")
+            write_to_stream(self._stream, sanitize(line).replace("\n", " ") + "\n")
 
     @singledispatchmethod
     def _lines(self, event: events.Event) -> list[str]:
@@ -206,4 +206,4 @@ def _comparison(comparison: events.Comparison, verdict: str) -> str:
 
 
 def _next_steps(event: events.RunFinished | events.EvaluationReport | events.SweepReport) -> list[str]:
-    return [f"next: {command}    {reason}" for command, reason in format.next_steps(event)]
+    return [f"next: {command}    {reason}" for command, reason in format.suggest_next_steps(event)]

@@ -160,7 +160,7 @@ def run_finished(event: RunFinished) -> RenderableType:
         parts += [Text(), _sentence(format.SAMPLES_NOTE, "dim")]
     for sample in event.samples:
         parts += [Text(), _answers(sample.prompt, [("base", sample.base), ("tuned", sample.tuned)])]
-    return Group(*parts, next_steps(format.next_steps(event)))
+    return Group(*parts, next_steps(format.suggest_next_steps(event)))
 
 
 def training_plan(event: TrainingPlan) -> RenderableType:
@@ -209,7 +209,7 @@ def evaluation_report(report: EvaluationReport, width: int) -> RenderableType:
         parts += [Text(), _side_by_side(report, shown)]
     finished = f" in {format.rough_duration(report.seconds)}"
     parts += [Text(), Text.assemble((" finished", "bold green"), finished, (f"   {report.folder}", "dim"))]
-    return Group(*parts, next_steps(format.next_steps(report)))
+    return Group(*parts, next_steps(format.suggest_next_steps(report)))
 
 
 def _models(report: EvaluationReport) -> Table:
@@ -386,7 +386,7 @@ def sweep_report(report: SweepReport, width: int) -> RenderableType:
     best = f", best -> {arm_name(report.recommended)}" if report.recommended else ""
     files = Text(f"   verdict.md, cells.csv, plots/{best}", style="dim")
     parts += [Text(), Text.assemble(ended, time, (f"   {report.folder}", "dim")), files]
-    return Group(*parts, next_steps(format.next_steps(report)))
+    return Group(*parts, next_steps(format.suggest_next_steps(report)))
 
 
 def _arm_tables(report: SweepReport, metric: str, width: int) -> list[RenderableType]:

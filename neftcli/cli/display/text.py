@@ -56,7 +56,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
     return "".join(parts), error.end
 
 
-def write(stream: IO[str], text: str) -> None:
+def write_to_stream(stream: IO[str], text: str) -> None:
     """Write and flush; if the reader has gone (`neft train | head`), drop the text and continue."""
     try:
         stream.write(text)

@@ -22,7 +22,7 @@ from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory
 from neftcli.sweep.cell_runs import CellRuns
 from neftcli.sweep.plan import Cell, plan_cells
-from neftcli.sweep.validate import check_inputs, require_comparable, require_noise, require_same_inputs
+from neftcli.sweep.validate import check_inputs, require_comparable, require_noise, require_unchanged_inputs
 from neftcli.training.assets import hash_tokens
 from neftcli.training.inputs import read_inputs, tokenize_inputs
 from tests.conftest import Result, new_run
@@ -69,26 +69,26 @@ def hashes(reference: ModelReference, prepared: PreparedData) -> dict[str, Any]:
     }
 
 
-def test_require_same_inputs_names_changed_cells(cells: list[Cell], rows_file: Path) -> None:
+def test_require_unchanged_inputs_names_changed_cells(cells: list[Cell], rows_file: Path) -> None:
     reference, prepared = inputs_of(cells[0].recipe)
     current = hashes(reference, prepared)
-    require_same_inputs(runs_of(cells[0]), cells, reference, prepared)
+    require_unchanged_inputs(runs_of(cells[0]), cells, reference, prepared)
     started_run(cells[0], **current)
     started_run(cells[1])  # interrupted before its record has them
     started_run(replace(cells[2], key="of another sweep"), data_sha256="other")
-    require_same_inputs(runs_of(cells[0]), cells, reference, prepared)
+    require_unchanged_inputs(runs_of(cells[0]), cells, reference, prepared)
     started_run(cells[3], **current | {"data_sha256": "other"})
     with pytest.raises(InputError, match=r"(?s)^the rows changed since cells were trained.*quickstart-a5-s1\n"):
-        require_same_inputs(runs_of(cells[0]), cells, reference, prepared)
+        require_unchanged_inputs(runs_of(cells[0]), cells, reference, prepared)
     rows_file.write_text("".join(reversed(rows_file.read_text().splitlines(keepends=True))))
     with pytest.raises(InputError, match="quickstart-a0-s0"):
-        require_same_inputs(runs_of(cells[0]), cells[:1], *inputs_of(cells[0].recipe))
+        require_unchanged_inputs(runs_of(cells[0]), cells[:1], *inputs_of(cells[0].recipe))
     started_run(cells[2], **current | {"model_fingerprint": "other"})
     with pytest.raises(InputError, match=r"(?s)the model's files changed.*quickstart-a0-s1-2"):
-        require_same_inputs(runs_of(cells[0]), cells, reference, prepared)
+        require_unchanged_inputs(runs_of(cells[0]), cells, reference, prepared)
 
 
-def test_require_same_inputs_notices_an_edited_chat_template(cells: list[Cell], tmp_path: Path) -> None:
+def test_require_unchanged_inputs_notices_an_edited_chat_template(cells: list[Cell], tmp_path: Path) -> None:
     """The rows and the model's files are the same."""
     template = tmp_path / "template.jinja"
     text = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{{ eos_token }}{% endfor %}"
@@ -97,10 +97,10 @@ def test_require_same_inputs_notices_an_edited_chat_template(cells: list[Cell], 
     recipe = replace(cell.recipe, model=replace(cell.recipe.model, chat_template=str(template)))
     reference, prepared = inputs_of(recipe)
     started_run(cell, **hashes(reference, prepared))
-    require_same_inputs(runs_of(cell), cells, reference, prepared)
+    require_unchanged_inputs(runs_of(cell), cells, reference, prepared)
     template.write_text(template.read_text().replace("<", "["))
     with pytest.raises(InputError) as caught:
-        require_same_inputs(runs_of(cell), cells, *inputs_of(recipe))
+        require_unchanged_inputs(runs_of(cell), cells, *inputs_of(recipe))
     [problem] = caught.value.problems
     assert problem.message.startswith("the tokens of the rows (chat template or tokenizer) changed since cells")
     assert problem.got == "quickstart-a0-s0"

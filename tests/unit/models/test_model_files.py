@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neftcli.errors import ModelError
-from neftcli.models.files import INDEX, list_code_files, model_sha256, weight_files
 from neftcli.models.loading import load_model, load_tokenizer
+from neftcli.models.model_files import INDEX, list_code_files, model_sha256, weight_files
 from neftcli.models.registry import ModelReference
 from neftcli.models.validate import validate_weight_files
 

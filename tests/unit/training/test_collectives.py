@@ -15,7 +15,7 @@ from neftcli.errors import InputError
 from neftcli.evaluation.loss import RowLoss
 from neftcli.recipe.loading import parse_assignment, resolve_recipe
 from neftcli.system import distributed
-from neftcli.training.distributed import join_run, require_same_inputs, split_across_processes
+from neftcli.training.collectives import join_run, require_same_inputs, split_across_processes
 from neftcli.training.signals import StopRequested, StopSignal
 
 
