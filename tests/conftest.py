@@ -10,6 +10,7 @@ if "NEFT_TEST_GPU" not in os.environ:  # what is tested is a CPU's, but for `mak
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import errno
+import gc
 import io
 import json
 import subprocess
@@ -61,6 +62,11 @@ def pytest_configure() -> None:
 
     if not torch.cuda.is_available():
         raise pytest.UsageError("make test-gpu is for an NVIDIA GPU, and torch sees none here")
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the libraries' half a million objects from searches for cycles, which take a second each."""
+    gc.freeze()
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,9 @@ class ModelEvaluator:
             losses = self._compute_losses()
             answers = self._compute_answers()
             tasks = [result for name in self.settings.tasks for result in self._compute_task(name)]
-        self._model = None
-        gc.collect()  # a reference cycle may still hold it
+        if self._model is not None:
+            self._model = None
+            gc.collect()  # a reference cycle may still hold it
         metrics = []
         if answers:
             for example, answer in zip(self.rows.examples, answers, strict=True):

@@ -25,9 +25,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neftcli.data.tokens import tokenize
 from neftcli.evaluation.loss import mean_loss, row_losses
 from neftcli.runs.directory import list_runs
-from tests.conftest import Result, events, quick_arguments
+from tests.conftest import Result, call_neft, events, quick_arguments
 from tests.judge_server import hashed_verdict, judge_server, prefers_longer, status
 from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.xdist_group("eval")  # one process, since its runs are trained once for each
 
 Neft = Callable[..., Result]
 ROLES = ("baseline", "base")
@@ -41,8 +43,8 @@ def trained(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factor
     arguments = [*quick_arguments(tiny_folder("llama"), rows_file, output), "--set", "evaluation.samples=0"]
     arguments += ["--learning-rate", "5e-3"]
     for extra in (["--alpha", "0"], ["--alpha", "5"], ["--alpha", "5", "--lora", "--set", "name=lora"]):
-        command = [sys.executable, "-m", "neftcli", *arguments, *extra]
-        subprocess.run(command, check=True, capture_output=True)
+        result = call_neft(*arguments, *extra)
+        assert result.code == 0, result.err
     return output
 
 

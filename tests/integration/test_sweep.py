@@ -113,9 +113,16 @@ def test_sweep_alpha_report_and_second_run(
     assert [state["status"] for state in plan["cells"]] == ["finished", "finished", "finished", "waiting"]
     weights.write_bytes(whole)
     assert neft("eval", folder / "cells" / "tiny-a0-s0", "--no-base", "--no-answers").code == 0
-    # With more seeds, existing cells stay.
-    more = events(neft("sweep-alpha", folder, "--seeds", "3", "--json").out)
-    assert [arm["seeds"] for arm in more[-1]["arms"]] == [3, 3]
+
+
+@pytest.mark.slow
+def test_sweep_alpha_with_more_seeds(neft: Neft, arguments: list[str], tmp_path: Path) -> None:
+    """Existing cells stay."""
+    folder = tmp_path / "runs" / "tiny-sweep"
+    assert neft(*arguments, "--seeds", "1").code == 0
+    before = hash_cells(folder)
+    more = events(neft("sweep-alpha", folder, "--seeds", "2", "--json").out)
+    assert [arm["seeds"] for arm in more[-1]["arms"]] == [2, 2]
     assert hash_cells(folder).items() >= before.items()
 
 
