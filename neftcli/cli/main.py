@@ -11,14 +11,13 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import neftcli
 from neftcli.cli import data, eval, models, recipes, sweep, train
-from neftcli.cli.display.text import replace_unencodable
+from neftcli.cli.display.text import drop_unread_output, replace_unencodable
 from neftcli.cli.help import Command, HelpOption, command_with
 from neftcli.errors import (
     INTERNAL,
@@ -127,9 +126,7 @@ def command() -> None:
     """
     code: object = None
     exclude_current_folder()
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the parent process has closed it
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
+    drop_unread_output()
 
     def leave() -> None:
         if "logging" in sys.modules:  # it was imported earlier
@@ -185,9 +182,6 @@ def main() -> None:
         if is_main_process() or not isinstance(error, Preempted | Interrupted):
             _report(error.problems, error.exit_code)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader has gone (`neft train | head`)
-        sys.stderr.close()
-        sys.exit(1)
     except PermissionError as error:
         if debug:
             traceback.print_exc()

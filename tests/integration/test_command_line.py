@@ -5,6 +5,8 @@ Oracles: the interpreter's own list of modules, and exact messages.
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -274,3 +276,36 @@ def test_command_works_with_closed_output(arguments: str, code: int) -> None:
     done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == code
     assert "a bug of neft" not in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [("models", 0), ("recipes", 0), ("recipes show quickstart --all", 0), ("--help", 0), ("eval nosuch", 2)],
+)
+def test_command_continues_without_readers(arguments: str, code: int, unbuffered: str) -> None:
+    """As in `neft models 2>&1 | head -1`: the exit code is the command's own."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "neftcli", *arguments.split()]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writer, stderr=writer, env=environment, check=False)
+    os.close(writer)
+    assert done.returncode == code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_train_continues_without_a_reader(quick: list[str], form: list[str], tmp_path: Path) -> None:
+    """As in `neft train | head -1`: the run is finished and its model saved."""
+    command = [sys.executable, "-m", "neftcli", *quick, *form]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert (process.wait(), errors) == (0, "")
+    [record] = tmp_path.glob("runs/*/run.json")
+    assert json.loads(record.read_text())["status"] == "finished"
+    assert list(record.parent.glob("model/*.safetensors"))

@@ -134,7 +134,7 @@ def test_eval_report_of_run_baseline_and_base(neft: Neft, runs: Path) -> None:
     assert words["baseline"] <= {"lower", "higher", "not_significant"}
     assert words["base"] <= {"better", "worse", "lower", "higher", "not_significant"}
     assert comparison_of(report, "held_out_loss", "base")["verdict"] == "better"
-    sweep = f"neft sweep-alpha --recipe {report['models'][0]['source']}/recipe.yaml --alphas 0,5 --seeds 6"
+    sweep = f"neft sweep-alpha --recipe {report['models'][0]['source']['location']}/recipe.yaml --alphas 0,5 --seeds 6"
     assert report["sweep_command"] == sweep
     assert "With one run each (seed 0) they don't hold for other seeds." in report["scope"]
     folder = Path(report["folder"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import os
 import re
@@ -10,7 +11,11 @@ import sys
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import IO, Any, TextIO, TypeVar
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 ERROR_HANDLER = "neft.ascii"
 ASCII = {
@@ -56,14 +61,48 @@ def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
     return "".join(parts), error.end
 
 
-def write_to_stream(stream: IO[str], text: str) -> None:
-    """Write and flush; if the reader has gone (`neft train | head`), drop the text and continue."""
-    try:
-        stream.write(text)
+class _StandardStream(io.FileIO):
+    """File of stdout or stderr that drops what it is given once its reader has gone."""
+
+    def write(self, data: Buffer) -> int:
+        """Write bytes, or drop them."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return memoryview(data).nbytes
+
+
+def drop_unread_output() -> None:
+    """Let the command continue to its end, with its own exit code, if stdout or stderr is closed or unread.
+
+    `neft train | head -1` trains and saves the model, and `neft models | head -1` succeeds with `set -o pipefail`.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # the parent process has closed it
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
+            continue
+        file: Any = _StandardStream(stream.fileno(), "w", closefd=False)
         stream.flush()
-    except BrokenPipeError:
-        if stream is sys.stdout:  # else the interpreter reports an error when it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not isinstance(stream.buffer, io.RawIOBase):  # it is, with python -u
+            file = io.BufferedWriter(file)
+        text = io.TextIOWrapper(
+            file,
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, text)
+
+
+def write_to_stream(stream: IO[str], text: str) -> None:
+    """Write and flush."""
+    stream.write(text)
+    stream.flush()
 
 
 def is_control(character: str) -> bool:

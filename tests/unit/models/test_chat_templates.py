@@ -108,7 +108,7 @@ def test_set_chat_template_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "own.jinja"
     file.write_text("{% for m in messages %}é{{ m.content }}{% endfor %}", encoding="utf-8")
     tokenizer = writes_bos()
-    assert set_chat_template(tokenizer, str(file)) == "chat template own.jinja"
+    assert set_chat_template(tokenizer, str(file)) == "own.jinja"
     assert tokenizer.apply_chat_template(CHAT[1:3], tokenize=False) == "éone?é1"
 
 
@@ -117,7 +117,7 @@ def test_set_chat_template_expands_the_home_folder(tmp_path: Path, monkeypatch: 
     (tmp_path / "own.jinja").write_text("{{ messages }}", encoding="utf-8")
     tokenizer = tiny_tokenizer()
     validate_chat_template("~/own.jinja")
-    assert set_chat_template(tokenizer, "~/own.jinja") == "chat template own.jinja"
+    assert set_chat_template(tokenizer, "~/own.jinja") == "own.jinja"
     assert tokenizer.chat_template == "{{ messages }}"
 
 
