@@ -18,7 +18,7 @@ from neftcli.errors import ModelError, Problem, first_line
 from neftcli.models.registry import ModelReference
 from neftcli.models.settings_files import convert_to_transformers_4, write_generation_config
 from neftcli.system.cache_folder import cache_folder, open_cache_folder
-from neftcli.system.files import file_sha256, read_json_object, remove, require_no_link
+from neftcli.system.files import file_sha256_once, read_json_object, remove, require_no_link
 
 MANIFEST = "neft-manifest.json"
 FORMAT_VERSION = 2
@@ -33,7 +33,7 @@ REFETCH_GGUF = "download the file again, or use the model's folder with safetens
 def is_gguf_converted(file: Path) -> bool:
     """Return whether the cache has a conversion of this file; it is not verified."""
     try:
-        digest = file_sha256(file)
+        digest = file_sha256_once(file)
     except OSError:  # not readable: reported when the model is loaded
         return False
     return read_json_object(_entry_folder(digest) / MANIFEST).get("version") == FORMAT_VERSION
@@ -46,7 +46,7 @@ def convert_gguf(file: Path) -> Path:
         ModelError: transformers can't read the file, or the `gguf` package is missing.
         InputError: The cache can't be written.
     """
-    digest = file_sha256(file)
+    digest = file_sha256_once(file)
     entry = _entry_folder(digest)
     if _verifies(entry, digest):  # even if the cache is read-only
         return entry
@@ -101,7 +101,7 @@ def _entry_folder(digest: str) -> Path:
 def _build_manifest(entry: Path, digest: str) -> dict[str, Any]:
     """Compute the manifest of a folder: version, SHA-256 of the source, and size and SHA-256 of each file."""
     files = sorted(item for item in entry.iterdir() if item.name != MANIFEST)
-    sizes = {item.name: [item.stat().st_size, file_sha256(item)] for item in files}
+    sizes = {item.name: [item.stat().st_size, file_sha256_once(item)] for item in files}
     return {"version": FORMAT_VERSION, "source": digest, "files": sizes}
 
 

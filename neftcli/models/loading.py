@@ -31,7 +31,7 @@ from neftcli.models.model_files import (
 from neftcli.models.registry import ModelReference
 from neftcli.models.settings_files import CONFIG, find_file, read_generation_settings, read_json
 from neftcli.models.validate import stored_quantization
-from neftcli.system.files import file_sha256
+from neftcli.system.files import file_sha256_once
 
 if TYPE_CHECKING:
     import torch
@@ -332,7 +332,7 @@ def model_fingerprint(reference: ModelReference, config: Any) -> str:
         return f"commit {getattr(config, '_commit_hash', None)}"
     with translate_load_errors(reference):
         if reference.kind == "gguf":
-            return f"sha256 {file_sha256(Path(reference.location))}"
+            return f"sha256 {file_sha256_once(Path(reference.location))}"
         return f"sha256 {model_sha256(Path(reference.location))}"
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from neftcli.recipe.yaml_file import Layer
     from neftcli.sweep.engines.engine import Engine
 
+ONE_SEED = "one seed can't show how results vary between seeds, so no alpha will be recommended: --seeds 3"
+
 
 @dataclass(frozen=True)
 class SweepRequest:
@@ -153,12 +155,14 @@ def _has_no_delta(base: Recipe) -> bool:
 
 
 def _report_options(base: Recipe, observer: Observer, *, no_futility: bool) -> None:
-    """Report options that have no effect."""
+    """Report options that have no effect, and a number of seeds that leads to no recommendation."""
     from neftcli.metrics.registry import label
     from neftcli.sweep.early_stopping import FIRST_LOOK, stops_early
 
     if not any(base.sweep.alphas):
         observer.notify(Notice("no arm has noise, so the arms are evaluated and not compared"))
+    elif base.sweep.seeds == 1:
+        observer.notify(Notice(ONE_SEED))
     early = stops_early(base.sweep)
     if base.sweep.early_stopping == "always" and not early:
         observer.notify(Notice(f"early stopping saves nothing: the first look is after {FIRST_LOOK} seeds"))

@@ -14,7 +14,7 @@ from neftcli.metrics.registry import WIN_RATE_LENGTH_CONTROLLED
 from neftcli.runs.directory import CELLS, RECIPE, RECORD, require_writable
 from neftcli.sweep.cell_runs import name_some
 from neftcli.sweep.plan import arms_of
-from neftcli.system.libraries import capture_library_output
+from neftcli.system.libraries import capture_library_output, prepare_libraries
 
 if TYPE_CHECKING:
     from neftcli.data.mixture import ExampleSplits
@@ -95,6 +95,7 @@ def check_inputs(base: Recipe, folder: Path, observer: Observer) -> tuple[ModelR
     from neftcli.evaluation.judge import check_judge
     from neftcli.training.inputs import read_inputs, tokenize_inputs
 
+    prepare_libraries()
     judge = base.evaluation.judge
     if base.evaluation.tasks:
         from neftcli.evaluation.tasks import check_tasks  # imports torch

@@ -27,6 +27,10 @@ from neftcli.errors import InputError, Problem
 
 TEMPORARY = re.compile(r"\.(.+)\.neft-[0-9a-f]{8}")
 """Names that `temporary_name` returns, with the final name as a group; killed processes leave them behind."""
+RECENT = 2.0
+"""Seconds after a change of a file in which its times may not show the next one."""
+_hashes: dict[tuple[int, ...], str] = {}
+"""SHA-256 of files, by inode, size and times."""
 STALE_AFTER = 3600.0
 """Seconds without a change after which a temporary file is stale."""
 WRITABLE_BY_ALL = 0o002
@@ -203,6 +207,20 @@ def file_sha256(path: Path) -> str:
     """Compute the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_sha256_once(path: Path) -> str:
+    """Compute the SHA-256 of a file, only once in this process while its inode, size and times stay the same.
+
+    A file that changed in the last seconds is hashed each time: its next change may get the same time.
+    """
+    status = path.stat()
+    unchanged = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if time.time() - max(status.st_mtime, status.st_ctime) < RECENT:
+        return file_sha256(path)
+    if unchanged not in _hashes:
+        _hashes[unchanged] = file_sha256(path)
+    return _hashes[unchanged]
 
 
 def format_bytes(number: float) -> str:

@@ -73,7 +73,7 @@ def test_is_gguf_converted_unreadable(file: Path, monkeypatch: pytest.MonkeyPatc
     def refuse(_: Path) -> str:
         raise PermissionError
 
-    monkeypatch.setattr(gguf, "file_sha256", refuse)
+    monkeypatch.setattr(gguf, "file_sha256_once", refuse)
     assert not is_gguf_converted(file)
 
 

@@ -40,7 +40,7 @@ from neftcli.sweep.plan import Arm, Cell
 from neftcli.sweep.reporter import SweepReporter
 from neftcli.sweep.results import SweepResults
 from neftcli.sweep.scheduler import SweepScheduler
-from neftcli.sweep.sweep_alpha import SweepRequest, format_resume_command
+from neftcli.sweep.sweep_alpha import ONE_SEED, SweepRequest, _report_options, format_resume_command
 from tests.unit.sweep.planted import ROWS, plan, planted_results, shift
 
 SIX = ("sweep.seeds=6",)
@@ -137,6 +137,15 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sw
         return Sweep(scheduler, reporter, engine, observer)
 
     return make
+
+
+@pytest.mark.parametrize(("seeds", "alphas", "told"), [(1, "[5]", True), (2, "[5]", False), (1, "[0]", False)])
+def test_one_seed_is_reported_before_the_sweep(seeds: int, alphas: str, told: bool) -> None:
+    sets = (f"sweep.seeds={seeds}", f"sweep.alphas={alphas}")
+    base = resolve_recipe([*read_recipe_layers("quickstart"), *map(parse_assignment, sets)])
+    observer = RecordingObserver()
+    _report_options(base, observer, no_futility=False)
+    assert (Notice(ONE_SEED) in observer.events) == told
 
 
 def test_scheduler_stops_early_and_reports_why(planted: Callable[..., Sweep]) -> None:

@@ -20,6 +20,7 @@ from neftcli.models.registry import ModelReference
 from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve_recipe
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory
+from neftcli.sweep import validate
 from neftcli.sweep.cell_runs import CellRuns
 from neftcli.sweep.plan import Cell, plan_cells
 from neftcli.sweep.validate import check_inputs, require_comparable, require_noise, require_unchanged_inputs
@@ -171,6 +172,18 @@ def test_check_inputs_counts_distinct_prompts(
     else:
         with pytest.raises(InputError, match="a sweep needs at least 6 held-out rows with different prompts"):
             check_inputs(resolve_recipe(layers), tmp_path, Silent())
+
+
+def test_check_inputs_prepares_the_libraries_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Their settings have no effect once the libraries are imported; one of them keeps code of the hub out."""
+
+    def prepare() -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(validate, "prepare_libraries", prepare)
+    monkeypatch.setattr("neftcli.training.inputs.read_inputs", pytest.fail)
+    with pytest.raises(InterruptedError):
+        check_inputs(Recipe(), tmp_path, Silent())
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,15 @@ from hypothesis import strategies as st
 
 import neftcli
 from neftcli.errors import InputError
+from neftcli.system import files
 from neftcli.system.files import (
+    RECENT,
     STALE_AFTER,
     atomic_write,
     clear_path,
     escapes_folder,
+    file_sha256,
+    file_sha256_once,
     format_bytes,
     make_empty_folder,
     open_without_links,
@@ -242,3 +246,33 @@ def test_escapes_folder_agrees_with_path_resolution(name: str, tmp_path_factory:
 )
 def test_format_bytes(number: int, shown: str) -> None:
     assert format_bytes(number) == shown
+
+
+# Hashes
+
+
+def test_file_sha256_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is hashed again only after a change; a change in the same tick of the clock as the last one counts too."""
+    hashed: list[Path] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr(files, "file_sha256", count)
+    file = tmp_path / "weights"
+    file.write_bytes(b"first")
+    for _ in range(2):
+        assert file_sha256_once(file) == file_sha256(file)
+    assert len(hashed) == 2, "it may still change without a change of its times"
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + RECENT + 1)
+    for _ in range(2):
+        assert file_sha256_once(file) == file_sha256(file)
+    assert len(hashed) == 3
+    time.sleep(0.02)
+    file.write_bytes(b"other")
+    assert file_sha256_once(file) == file_sha256(file)
+    assert len(hashed) == 4
+    with pytest.raises(FileNotFoundError):
+        file_sha256_once(tmp_path / "missing")
