@@ -128,6 +128,22 @@ class Manifest(TypedDict):
     files: dict[str, ManifestFile]
 
 
+class ReportedCell(TypedDict):
+    """A cell in a sweep's report."""
+
+    key: str
+    status: str
+    run: str
+
+
+class ReportedSweep(TypedDict):
+    """`sweep.json`: the report of a sweep."""
+
+    cells: list[ReportedCell]
+    failed: list[Any]
+    unfinished: Count
+
+
 class CellMetric(TypedDict):
     """Metric of a sweep's cell, by row."""
 

@@ -20,7 +20,7 @@ from neftcli.metrics.registry import HELD_OUT_LOSS, label, unit
 from neftcli.report.plots import ArmPoints, Curve, plot_curves, plot_metric
 from neftcli.runs.directory import RunDirectory, replace_non_finite
 from neftcli.runs.markdown import escape_markdown
-from neftcli.sweep.folder import BEST, NEW_BEST, PLOTS
+from neftcli.sweep.folder import BEST, NEW_BEST, PLOTS, SWEEP
 from neftcli.sweep.plan import baseline_of
 from neftcli.system.files import atomic_write, remove
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from neftcli.sweep.plan import Arm, Cell
     from neftcli.sweep.results import SweepResults
 
-SWEEP = "sweep.json"
 CURVES = "learning-curves"
 TEST_COLUMNS = ("difference", "95 % CI", "p (Holm)", "MDE")
 TRANSIENT = ("remaining", "evaluated", "to_evaluate")  # fields of a cell that is at work

@@ -23,6 +23,7 @@ from neftcli.sweep.validate import (
     require_noise,
     require_same_sweep,
     require_unchanged_inputs,
+    require_whole_sweep,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
     if request.pilot is not None and not request.dry_run:
         raise InputError(Problem("--pilot plans a sweep and needs --dry-run", str(request.pilot), "--dry-run"))
     if not request.dry_run:
+        require_whole_sweep(folder, cells)
         require_unlocked(folder)
     # Heavy libraries are imported only now, so that bad options are rejected at once.
     from neftcli.sweep.early_stopping import stops_early

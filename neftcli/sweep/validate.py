@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, NeftError, Problem
-from neftcli.events import Observer
+from neftcli.events import CellStatus, Observer
 from neftcli.metrics.registry import WIN_RATE_LENGTH_CONTROLLED
 from neftcli.runs.directory import CELLS, RECIPE, RECORD, require_writable
+from neftcli.runs.schemas import ReportedSweep, parse_json
 from neftcli.sweep.cell_runs import name_some
+from neftcli.sweep.folder import SWEEP
 from neftcli.sweep.plan import arms_of
 from neftcli.system.libraries import capture_library_output, prepare_libraries
 
@@ -158,6 +161,31 @@ def require_same_sweep(folder: Path, base: Recipe) -> None:
         values = ", ".join(f"{path} {new} (there {old})" for path, (old, new) in changed.items())
         problem = f"{folder}: the cells of the sweep in this folder were trained differently"
         raise InputError(Problem(problem, values, "--name NAME for a new folder"))
+
+
+def require_whole_sweep(folder: Path, cells: Sequence[Cell]) -> None:
+    """Check that the plan has all cells of a finished sweep in the folder, whose report and `best` it replaces.
+
+    Of a sweep with unfinished or failed cells a part may be left out.
+
+    Raises:
+        InputError: It leaves out finished cells.
+    """
+    try:
+        report = parse_json((folder / SWEEP).read_bytes(), ReportedSweep)
+    except (OSError, ValueError):  # there is none yet, or nothing in it could be kept
+        return
+    keys = {cell.short_key() for cell in cells}
+    left_out = []
+    for cell in report["cells"]:
+        run = folder / CELLS / Path(cell["run"]).name
+        if cell["status"] == CellStatus.FINISHED and cell["key"] not in keys and run.is_dir():
+            left_out.append(run.name)
+    if left_out and not report["failed"] and not report["unfinished"]:
+        problem = f"{folder}: the sweep in this folder is finished, and its report would lose {len(left_out)} of its "
+        problem += f"{len(report['cells'])} cells"
+        hint = f"neft sweep-alpha {shlex.quote(str(folder))}    keeps all cells; --name NAME for a new folder"
+        raise InputError(Problem(problem, f"without {name_some(left_out)}", hint))
 
 
 def require_unchanged_inputs(

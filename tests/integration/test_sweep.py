@@ -99,10 +99,13 @@ def test_sweep_alpha_report_and_second_run(
     monkeypatch.chdir(tmp_path)
     other = events(neft("sweep-alpha", folder, "--max-steps", "4", "--name", "more", "--dry-run", "--json").out)
     assert [one["folder"] for one in other if one["event"] == "sweep.started"] == [f"{tmp_path}/runs/more-sweep"]
-    # With fewer seeds, a notice lists the cells that are left out.
-    fewer = events(neft("sweep-alpha", folder, "--seeds", "1", "--json").out)
-    [left] = [one["message"] for one in fewer if one["event"] == "notice" and "left out" in one["message"]]
-    assert "tiny-a0-s1, tiny-a5-s1" in left
+    # With fewer seeds the verdict and `best` of a finished sweep would be replaced.
+    written = {name: (folder / name).read_bytes() for name in ("sweep.json", "verdict.md", "recipe.yaml", "cells.csv")}
+    fewer = neft("sweep-alpha", folder, "--seeds", "1")
+    assert (fewer.code, fewer.out) == (2, "")
+    assert "is finished, and its report would lose 2 of its 4 cells" in fewer.err
+    assert {name: (folder / name).read_bytes() for name in written} == written
+    assert (folder / "best").is_symlink()
     # A truncated model counts as missing.
     [weights] = (folder / "cells" / "tiny-a5-s1" / "model").glob("*.safetensors")
     whole = weights.read_bytes()

@@ -23,7 +23,13 @@ from neftcli.runs.directory import RunDirectory
 from neftcli.sweep import validate
 from neftcli.sweep.cell_runs import CellRuns
 from neftcli.sweep.plan import Cell, plan_cells
-from neftcli.sweep.validate import check_inputs, require_comparable, require_noise, require_unchanged_inputs
+from neftcli.sweep.validate import (
+    check_inputs,
+    require_comparable,
+    require_noise,
+    require_unchanged_inputs,
+    require_whole_sweep,
+)
 from neftcli.training.assets import hash_tokens
 from neftcli.training.inputs import read_inputs, tokenize_inputs
 from tests.conftest import Result, new_run
@@ -208,3 +214,41 @@ def test_require_noise_rejects_a_sweep_of_one_arm(sets: list[str], rejected: boo
         return
     with pytest.raises(InputError, match="to compare with alpha 0, the baseline"):
         require_noise(base, cells)
+
+
+def write_sweep(folder: Path, cells: list[Cell], **facts: Any) -> None:
+    """Write the part of a finished sweep's report that the next command reads, and the folders of its runs."""
+    reported = []
+    for cell in cells:
+        run = folder / "cells" / cell.recipe.run_name()
+        run.mkdir(parents=True, exist_ok=True)
+        reported.append({"key": cell.short_key(), "status": "finished", "run": str(run)})
+    content = {"cells": reported, "failed": [], "unfinished": 0, **facts}
+    (folder / "sweep.json").write_text(json.dumps(content))
+
+
+def test_require_whole_sweep_rejects_fewer_seeds_and_alphas(cells: list[Cell], tmp_path: Path) -> None:
+    require_whole_sweep(tmp_path, cells[:2])  # there is no sweep yet
+    write_sweep(tmp_path, cells)
+    require_whole_sweep(tmp_path, cells)
+    with pytest.raises(InputError, match="would lose 2 of its 4 cells") as raised:
+        require_whole_sweep(tmp_path, [cell for cell in cells if cell.seed == 0])
+    assert raised.value.problems[0].got == "without quickstart-a0-s1, quickstart-a5-s1"
+    with pytest.raises(InputError, match="would lose 2 of its 4 cells"):
+        require_whole_sweep(tmp_path, [cell for cell in cells if cell.arm.alpha == 0])
+
+
+@pytest.mark.parametrize("facts", [{"unfinished": 1}, {"failed": [{"key": "x"}]}, {"unfinished": "damaged"}])
+def test_require_whole_sweep_allows_parts_of_unfinished_sweeps(
+    cells: list[Cell], tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    """An arm that failed may be left out, and a sweep that was stopped may end with fewer seeds."""
+    write_sweep(tmp_path, cells, **facts)
+    require_whole_sweep(tmp_path, cells[:2])
+
+
+def test_require_whole_sweep_ignores_removed_cells(cells: list[Cell], tmp_path: Path) -> None:
+    write_sweep(tmp_path, cells)
+    for cell in cells[2:]:
+        (tmp_path / "cells" / cell.recipe.run_name()).rmdir()
+    require_whole_sweep(tmp_path, cells[:2])
