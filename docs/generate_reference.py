@@ -167,6 +167,7 @@ def _error_codes() -> dict[str, str]:
     codes = {
         errors.USAGE: "The command line can't be parsed.",
         errors.DISK_FULL: "The disk is full, or has too little space.",
+        errors.PERMISSION: "A file or folder can't be read or written with this user's permissions.",
         errors.OUT_OF_MEMORY: "The GPU or the machine has too little memory.",
         errors.INTERNAL: "An unexpected exception.",
     }

@@ -27,6 +27,7 @@ from typing import ClassVar
 USAGE = "usage"
 """Code of a command line that can't be parsed."""
 DISK_FULL = "disk_full"
+PERMISSION = "permission"
 OUT_OF_MEMORY = "out_of_memory"
 INTERNAL = "internal"
 """Code of an unexpected exception."""

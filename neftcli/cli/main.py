@@ -21,6 +21,7 @@ from neftcli.cli.display.text import drop_unread_output, replace_unencodable
 from neftcli.cli.help import Command, HelpOption, command_with
 from neftcli.errors import (
     INTERNAL,
+    PERMISSION,
     USAGE,
     Interrupted,
     NeftError,
@@ -187,7 +188,7 @@ def main() -> None:
             traceback.print_exc()
         path = str(error.filename or "a file")
         hint = f"ls -l {shlex.quote(path)}    shows the permissions" if error.filename else ""
-        _report([Problem(f"{path}: no permission to read or write it", first_line(error), hint)], 2)
+        _report([Problem(f"{path}: no permission to read or write it", first_line(error), hint, code=PERMISSION)], 2)
         sys.exit(2)
     except Exception as error:
         if debug:

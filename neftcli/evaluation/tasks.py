@@ -14,6 +14,7 @@ import random
 import shlex
 import sys
 import tempfile
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from neftcli.events import Notice, Observer
 from neftcli.neftune.evaluation_mode import evaluation_mode
 from neftcli.recipe.schema import TaskSettings
 from neftcli.system.device import is_out_of_memory
-from neftcli.system.paths import closest_path, expand_home, is_file
+from neftcli.system.paths import closest_path, expand_home, is_file, is_folder
 
 if TYPE_CHECKING:
     import torch
@@ -181,12 +182,22 @@ def _check_task_file(task: str) -> Problem | None:
     from ruamel.yaml.error import YAMLError
 
     path = expand_home(task)
+    if is_folder(path):
+        hint = f"ls {shlex.quote(str(path))}    then name one of its files"
+        return Problem("evaluation.tasks: a task is a YAML file, and this is a folder", task, hint)
     if not is_file(path):
         nearest = closest_path(path, endings=TASK_FILE_ENDINGS)
         hint = f"ls {shlex.quote(str(path.parent))}"
         return Problem("evaluation.tasks: no such task file", task, hint, nearest)
     try:
-        content = YAML(typ="rt").load(path)  # the only loader that accepts the harness's !function
+        text = path.read_bytes()
+    except OSError as error:
+        got = error.strerror or str(error)
+        return Problem(f"{task}: this task file can't be read", got, f"chmod +r {shlex.quote(str(path))}")
+    if b"\0" in text and not text.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return Problem(f"{task}: a task file must be YAML text", "binary data", LIST_TASKS)
+    try:
+        content = YAML(typ="rt").load(text)  # the only loader that accepts the harness's !function
     except (YAMLError, UnicodeDecodeError) as error:
         return Problem(f"{task}: a task file must be YAML", " ".join(str(error).split()), LIST_TASKS)
     if not isinstance(content, Mapping):
@@ -281,6 +292,9 @@ def _loading_problem(task: str, error: Exception) -> Problem:
     if isinstance(error, FileNotFoundError):
         hint = "name files relative to the task's YAML file" if is_task_file(task) else LIST_TASKS
         return Problem(f"{task}: its data files are missing", reason, hint)
+    if isinstance(error, PermissionError | IsADirectoryError):
+        hint = "name readable files in the task's YAML file" if is_task_file(task) else f"ls -l {error.filename}"
+        return Problem(f"{task}: a file that it needs can't be read", reason, hint)
     if isinstance(error, OSError):
         hint = "connect to the network, unset HF_HUB_OFFLINE, and run the command again"
         return Problem(f"{task}: its data is neither on this machine nor reachable on the hub", reason, hint)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
+from neftcli.errors import InputError
 from neftcli.evaluation.task_files import is_task_file, list_named_files, task_file_sha256
 from neftcli.evaluation.tasks import check_tasks
 
@@ -63,3 +65,29 @@ def test_check_tasks_paths_that_no_file_system_allows() -> None:
     with pytest.raises(Exception, match="no such task file") as raised:
         check_tasks(names)
     assert [problem.got for problem in raised.value.problems] == names  # type: ignore[attr-defined]
+
+
+def test_check_tasks_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder, a binary file and a file without read permission are named as what they are."""
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "binary.yaml").write_bytes(b"\x7fELF\0\0\0")
+    (tmp_path / "latin.yaml").write_bytes("task: \xe9".encode("latin-1"))
+    closed = tmp_path / "closed.yaml"
+    closed.write_text("task: mine")
+    read = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:  # root may read every file
+        if path == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    files = [str(tmp_path / f"{name}.yaml") for name in ("folder", "binary", "latin", "closed")]
+    with pytest.raises(InputError) as raised:
+        check_tasks(files)
+    folder, binary, latin, unreadable = raised.value.problems
+    assert (folder.message, folder.got) == ("evaluation.tasks: a task is a YAML file, and this is a folder", files[0])
+    assert (binary.message, binary.got) == (f"{files[1]}: a task file must be YAML text", "binary data")
+    assert latin.message == f"{files[2]}: a task file must be YAML"
+    assert (unreadable.message, unreadable.got) == (f"{files[3]}: this task file can't be read", "Permission denied")
+    assert unreadable.hint == f"chmod +r {closed}"

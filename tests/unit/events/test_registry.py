@@ -13,7 +13,7 @@ import pytest
 
 from neftcli import events
 from neftcli.cli.display.format import PHASES, phase_text
-from neftcli.errors import DISK_FULL, INTERNAL, OUT_OF_MEMORY, USAGE, DataError, NeftError, Problem
+from neftcli.errors import DISK_FULL, INTERNAL, OUT_OF_MEMORY, PERMISSION, USAGE, DataError, NeftError, Problem
 from neftcli.evaluation.judge import JudgeError
 from neftcli.evaluation.measurement import PROGRESS_UNITS
 from neftcli.events import reference
@@ -32,7 +32,14 @@ def test_registry_holds_every_event() -> None:
 def test_ids_are_not_display_text() -> None:
     units = {unit for pair in PROGRESS_UNITS.values() for unit in pair}
     units |= {metric.unit for metric in METRICS.values() if metric.unit}
-    codes = [DISK_FULL, OUT_OF_MEMORY, USAGE, INTERNAL, *(error.code for error in _error_classes(NeftError))]
+    codes = [
+        DISK_FULL,
+        PERMISSION,
+        OUT_OF_MEMORY,
+        USAGE,
+        INTERNAL,
+        *(error.code for error in _error_classes(NeftError)),
+    ]
     ids = [*events.REGISTRY, *events.PhaseId, *events.CellStatus, *events.VerdictId, *events.ScopeId, *units, *codes]
     assert [name for name in ids if not re.fullmatch(r"[a-z_.]+", name)] == []
     assert len(set(codes)) == len(codes)
