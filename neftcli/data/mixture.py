@@ -22,6 +22,7 @@ from neftcli.recipe.schema import Source
 from neftcli.rows.example import Example, RowNotes, UnusableRow
 from neftcli.rows.formats import detect_format, to_example, validate_column_names
 from neftcli.rows.readers import Row
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from neftcli.data.splits import Indices
@@ -171,8 +172,7 @@ class _SourceReader:
     def _nothing_usable(self) -> DataError:
         reasons = []
         for reason, locations in self.skipped.items():
-            rows = f"{len(locations)} row{'s' if len(locations) > 1 else ''}"
-            reasons.append(f"{reason} ({rows}, first {locations[0]})")
+            reasons.append(f"{reason} ({count_noun(len(locations), 'row')}, first {locations[0]})")
         purpose = "train on" if self.answers else "evaluate on"
         hint = "use rows with a question and an answer; map other column names with --set data.columns='{...}'"
         return DataError(Problem(f"{self.source.source}: no row to {purpose}", "; ".join(reasons), hint))
@@ -322,7 +322,7 @@ def read_examples(data: Data, progress: Callable[[int], None] = no_progress) -> 
     if not len(train_rows):
         message = f"{data.source_name()}: the prompts of all training rows are in the held-out split"
         hint = "use other rows for --held-out, or leave it out to hold out some of the training rows"
-        raise DataError(Problem(message, f"{leaked} row{'s' if leaked != 1 else ''}", hint))
+        raise DataError(Problem(message, count_noun(leaked, "row"), hint))
     skipped: dict[str, list[str]] = defaultdict(list)
     for reader in all_readers:
         for reason, locations in reader.skipped.items():

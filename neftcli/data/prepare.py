@@ -17,6 +17,7 @@ from neftcli.data.token_cache import MIN_ROWS, hash_key, load_or_create
 from neftcli.data.tokens import TokenRow, tokenize
 from neftcli.errors import DataError, Problem
 from neftcli.events import DataReady, SplitCounts
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from neftcli.data.chat import ChatFormat
@@ -71,11 +72,11 @@ def prepare(
     if empty_train or empty_held_out:
         skipped[f"no token with loss within data.max_length {data.max_length}"] = (*empty_train, *empty_held_out)
     if not train:
-        number = len(empty_train)
+        without_loss = count_noun(len(empty_train), "row")
         raise DataError(
             Problem(
                 f"{data.source_name()}: no token would carry loss, so there is nothing to learn",
-                f"{number} row{'s' if number != 1 else ''} whose prompt alone fills data.max_length {data.max_length}",
+                f"{without_loss} whose prompt alone fills data.max_length {data.max_length}",
                 f"--max-length {data.max_length * 4}",
             )
         )

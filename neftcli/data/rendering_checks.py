@@ -12,6 +12,7 @@ from neftcli.data.chat import WITH_TOOLS, ChatFormat
 from neftcli.data.tokenizer import THINK, THINK_END
 from neftcli.errors import DataError, Problem
 from neftcli.models.chat_templates import OTHER_TEMPLATE, describe_template
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from neftcli.data.answer_spans import AnswerSpan, Marks
@@ -80,8 +81,7 @@ def find_reasoning_left_out(chat: ChatFormat, text: str, example: Example, answe
             left_out += 1
     if not left_out:
         return []
-    turns = "turns" if left_out > 1 else "turn"
-    return [f"the chat template leaves out the reasoning of {left_out} earlier {turns}"]
+    return [f"the chat template leaves out the reasoning of {count_noun(left_out, 'earlier turn')}"]
 
 
 def _require_tools(chat: ChatFormat, text: str, example: Example) -> None:

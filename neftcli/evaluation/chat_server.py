@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from neftcli.errors import InputError, Problem
 from neftcli.system.network import explain_unreachable
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     import httpx2
@@ -185,7 +186,7 @@ class ChatServer:
         from openai import APITimeoutError
 
         if isinstance(error, APITimeoutError):
-            return f"no reply within {self._settings.timeout:g} seconds (evaluation.judge.timeout)"
+            return f"no reply within {count_noun(self._settings.timeout, 'second')} (evaluation.judge.timeout)"
         return str(error.__cause__) or type(error.__cause__).__name__
 
     def _failure(self, message: str, quote: str, first: str = "") -> Problem:

@@ -342,5 +342,6 @@ def _ask_all(
         failure = failure or refused  # all are rejected, so the cause is not the question
     if failure is not None:
         answered_count = sum(key in replies.texts for key in questions)
-        answered = f"{answered_count} of {len(questions)} questions are answered and kept in {replies.file}"
+        verb = "is" if answered_count == 1 else "are"
+        answered = f"{answered_count} of {len(questions)} questions {verb} answered and kept in {replies.file}"
         raise JudgeError(Problem(f"{failure.message}; {answered}", failure.got, failure.hint))

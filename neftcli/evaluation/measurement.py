@@ -151,8 +151,8 @@ class ModelEvaluator:
                 )
             )
         if without_loss:
-            have = "row has no loss: its" if without_loss == 1 else "rows have no loss: their"
-            observer.notify(Notice(f"{target.name}: {without_loss} {have} prompt alone fills data.max_length"))
+            have = count_noun(without_loss, "row has no loss: its", "rows have no loss: their")
+            observer.notify(Notice(f"{target.name}: {have} prompt alone fills data.max_length"))
         self._require_embeddings(config)
         require_positions(config, max((len(row.input_ids) for row in self._token_rows.values()), default=0))
         self._max_prompt_length = max_prompt_length(config, settings.generation.max_new_tokens) if answers else None
@@ -245,12 +245,8 @@ class ModelEvaluator:
         model, prompts, limit = self._load_model(), self._prompts, self._max_prompt_length
         too_long = 0 if limit is None else sum(len(prompt) > limit for prompt in prompts)
         if too_long:
-            their = "its" if too_long == 1 else "their"
-            self.observer.notify(
-                Notice(
-                    f"{count_noun(too_long, 'prompt')} lost {their} beginning: the model has room for {limit} tokens"
-                )
-            )
+            lost = count_noun(too_long, "prompt lost its beginning", "prompts lost their beginning")
+            self.observer.notify(Notice(f"{lost}: the model has room for {limit} tokens"))
         progress = ProgressReporter(
             PhaseId.GENERATING_ANSWERS, self.target.name, len(cache.results), len(prompts), self.observer
         )

@@ -42,7 +42,10 @@ def evaluation_scope(results: Sequence[ModelResults], comparisons: Sequence[Comp
         prompts: (rows,), normalized.
     """
     rows, distinct = len(prompts), len(set(prompts))
-    those = f"these {rows}" if distinct == rows else f"the {distinct} distinct prompts of these {rows} rows"
+    if distinct == rows:
+        those = "this one" if rows == 1 else f"these {rows}"
+    else:
+        those = f"the {count_noun(distinct, 'distinct prompt')} of these {rows} rows"
     if len(results) == 1:
         return f"95 % CIs are for prompts like {those}."
     if all(comparison.verdict == VerdictId.NOT_TESTED for comparison in comparisons):
@@ -116,9 +119,11 @@ def remarks(
         truncated = sum(answer.truncated for answer in model.answers)
         if truncated > MANY_TRUNCATED * len(model.answers):
             limit = main.target.recipe.evaluation.generation.max_new_tokens
+            were, counted = ("was", "counts") if truncated == 1 else ("were", "count")
             yield (
-                f"{truncated} of {count_noun(len(model.answers), 'answer')} of {model.target.name} were truncated at "
-                f"{limit} tokens, and count with that length; evaluation.generation.max_new_tokens sets the limit."
+                f"{truncated} of {count_noun(len(model.answers), 'answer')} of {model.target.name} {were} truncated at "
+                f"{count_noun(limit, 'token')}, and {counted} with that length; "
+                "evaluation.generation.max_new_tokens sets the limit."
             )
     if main.tasks:
         from neftcli.evaluation.tasks import describe_settings  # imports torch

@@ -16,6 +16,7 @@ from neftcli.metrics.registry import (
 )
 from neftcli.statistics.multiple import count_testable
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, SKEWNESS_THRESHOLD
+from neftcli.wording import count_noun
 
 NOT_CLAIMED = (VerdictId.NOT_TESTED, VerdictId.NOT_SIGNIFICANT)
 """Verdicts that claim no difference."""
@@ -39,7 +40,7 @@ def conclusion(
     comparisons = [comparison for comparison in comparisons if is_tested(comparison.metric)]
     if comparisons and all(comparison.p_adjusted is None for comparison in comparisons):
         most = max(comparison.n for comparison in comparisons)
-        few = "1 prompt is" if most == 1 else f"{most} prompts are"
+        few = count_noun(most, "prompt is", "prompts are")
         yield f"Nothing is tested: {few} too few, a test needs {MIN_PROMPTS}."
         return
     rated = {row.metric for row in metrics if row.direction != "none"}
@@ -169,8 +170,8 @@ def explain_small_samples(comparisons: Sequence[Comparison]) -> Iterator[str]:
             sufficient.append(f"the {len(family)} in {metrics} can be with {enough} prompts that differ")
     if sufficient:
         yield (
-            f"p is 1 for differences that can't be significant at this size ({most} prompts), even if their CI "
-            f"excludes 0. Of the comparisons, {'; '.join(sufficient)}."
+            f"p is 1 for differences that can't be significant at this size ({count_noun(most, 'prompt')}), even if "
+            f"their CI excludes 0. Of the comparisons, {'; '.join(sufficient)}."
         )
 
 

@@ -35,6 +35,7 @@ from neftcli.neftune.evaluation_mode import evaluation_mode
 from neftcli.recipe.schema import TaskSettings
 from neftcli.system.device import is_out_of_memory
 from neftcli.system.paths import closest_path, expand_home, is_file, is_folder
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     import torch
@@ -117,10 +118,10 @@ def describe_settings(settings: TaskSettings) -> str:
         parts.append("in the model's chat template")
     if settings.num_fewshot is not None:
         turns = ", as separate turns" if settings.num_fewshot and settings.multiturn() else ""
-        parts.append(f"with {settings.num_fewshot} examples before each question{turns}")
+        parts.append(f"with {count_noun(settings.num_fewshot, 'example')} before each question{turns}")
     if settings.limit is not None:
         whole = settings.limit >= 1
-        share = f"{settings.limit:g} documents" if whole else f"{settings.limit:.3g} of the documents"
+        share = count_noun(settings.limit, "document") if whole else f"{settings.limit:.3g} of the documents"
         parts.append(f"on the first {share} of each task")
     if settings.system_instruction is not None:
         parts.append("with a system instruction")

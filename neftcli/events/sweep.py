@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from neftcli.events.evaluation import Comparison, MetricValue
+from neftcli.wording import count_noun
 
 
 class CellStatus(StrEnum):
@@ -261,8 +262,8 @@ class SweepReport:
         """Return a line for each cell that was restarted, and for cells that are missing."""
         lines = [f"{state.name()} was restarted ({state.tries()})" for state in self.retried]
         if self.unfinished:
-            left = "1 cell is" if self.unfinished == 1 else f"{self.unfinished} cells are"
+            left = count_noun(self.unfinished, "cell is", "cells are")
             lines.append(f"{left} not finished: the table shows the others")
         if self.saved:
-            lines.append(f"early stopping saved {self.saved} cell{'s' if self.saved > 1 else ''}")
+            lines.append(f"early stopping saved {count_noun(self.saved, 'cell')}")
         return lines

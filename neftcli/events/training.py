@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from neftcli.wording import count_noun
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
@@ -47,7 +49,7 @@ class Device:
         """Return the device for display: "CPU, 2 threads" or "4 x NVIDIA H200"."""
         name = self.name or {"cpu": "CPU", "mps": "Apple GPU"}.get(self.type, "GPU")
         if self.threads is not None:
-            name += f", {self.threads} thread{'s' if self.threads > 1 else ''}"
+            name += f", {count_noun(self.threads, 'thread')}"
         return name if self.processes == 1 else f"{self.processes} x {name}"
 
 

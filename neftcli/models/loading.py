@@ -32,6 +32,7 @@ from neftcli.models.registry import ModelReference
 from neftcli.models.settings_files import CONFIG, find_file, read_generation_settings, read_json
 from neftcli.models.validate import stored_quantization
 from neftcli.system.files import file_sha256_once
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     import torch
@@ -249,7 +250,7 @@ def load_model(
         raise ModelError(
             Problem(
                 f"model.name: the weight files of {reference.name} are quantised, but its config.json doesn't say how",
-                f"{len(leftover)} weights such as {leftover[0]}",
+                f"{count_noun(len(leftover), 'weight')} such as {leftover[0]}",
                 "use the folder as published, or a model with unquantised weights",
             )
         )

@@ -21,6 +21,7 @@ from neftcli.rows.readers import Row
 from neftcli.rows.tool_calls import has_unmatched_call_id, read_tools
 from neftcli.rows.turns import MARKS, has_role, is_conversation, is_turn, read_mark, read_turns, require_text
 from neftcli.rows.unsupported import reject_unsupported_row, reject_unsupported_turns
+from neftcli.wording import count_noun
 
 MAX_SHOWN = 300
 """Maximum characters of column names in a message."""
@@ -492,4 +493,4 @@ def _parse_list(text: str) -> Any:
 def _list_columns(row: Row) -> str:
     """Return the columns of a row for a message, at most MAX_SHOWN characters of them."""
     names = ", ".join(row.values) or "no column"
-    return names if len(names) <= MAX_SHOWN else f"{names[:MAX_SHOWN]}... ({len(row.values)} columns)"
+    return names if len(names) <= MAX_SHOWN else f"{names[:MAX_SHOWN]}... ({count_noun(len(row.values), 'column')})"

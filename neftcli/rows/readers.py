@@ -19,6 +19,7 @@ from typing import Any
 from neftcli.errors import DataError, Problem, first_line
 from neftcli.rows.data_file import MAX_JSON_GZ_BYTES, MAX_LINE_BYTES, DataFile, read_lines
 from neftcli.rows.turns import has_role
+from neftcli.wording import count_noun
 
 MAX_PROBLEMS = 5
 """Maximum malformed lines that are reported together."""
@@ -104,7 +105,7 @@ def _read_rows(file: DataFile, reader: FileReader, sample_by: str) -> Iterator[R
         rows += 1
         yield row
     if not rows:
-        raise DataError(Problem(f"{file.name}: the file has no rows", f"{file.size()} bytes", reader.expected))
+        raise DataError(Problem(f"{file.name}: the file has no rows", count_noun(file.size(), "byte"), reader.expected))
 
 
 def require_known_ending(path: Path, name: str) -> None:

@@ -77,8 +77,9 @@ def _judge_cell(
 def _describe_unreadable(name: str, scores: Sequence[float], unreadable: int) -> str:
     """State the number of verdicts that count as ties, and the win rate if all of them were lost or won."""
     rate, share = sum(scores) / len(scores), unreadable / 2 / len(scores)
+    ties = "counts as a tie" if unreadable == 1 else "count as ties"
     return (
-        f"{name}: {unreadable} of {len(scores)} verdicts of the judge can't be read and count as ties; the win rate is "
+        f"{name}: {unreadable} of {len(scores)} verdicts of the judge can't be read and {ties}; the win rate is "
         f"{rate - share:.1%} if all of them were lost, {rate + share:.1%} if all were won"
     )
 

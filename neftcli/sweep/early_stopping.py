@@ -37,6 +37,7 @@ from neftcli.statistics.crossed import (
 )
 from neftcli.statistics.paired import MIN_PROMPTS, RESAMPLES
 from neftcli.sweep.plan import baseline_of
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Sweep
@@ -77,7 +78,8 @@ class Dropped:
     def sentence(self, metric: str) -> str:
         """Return a sentence: "alpha 10 gets no further seeds: worse than alpha 5 by 0.012 in ..."."""
         why = f"worse than {self.leader.name()} by {format_amount(metric, self.by)} in {label(metric)}"
-        return f"{self.arm.name()} gets no further seeds: {why} (one-sided p = {self.p:.1g}, {self.seeds} seeds)"
+        seeds = count_noun(self.seeds, "seed")
+        return f"{self.arm.name()} gets no further seeds: {why} (one-sided p = {self.p:.1g}, {seeds})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ class Stopped:
     def sentence(self, metric: str) -> str:
         """Return a sentence for the log and the verdict."""
         options = f" with {self.baseline.label()}" if self.baseline.grid else ""
-        when = f"Stopped early{options}, after {self.seeds} of {self.planned} seeds"
+        when = f"Stopped early{options}, after {self.seeds} of {count_noun(self.planned, 'seed')}"
         if self.arm is not None and self.gain is not None:
             return (
                 f"{when}: {self.arm.name()} is better than alpha 0 by {format_amount(metric, self.gain)} in "

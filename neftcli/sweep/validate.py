@@ -18,6 +18,7 @@ from neftcli.sweep.cell_runs import name_some
 from neftcli.sweep.folder import SWEEP
 from neftcli.sweep.plan import arms_of
 from neftcli.system.libraries import capture_library_output, prepare_libraries
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from neftcli.data.mixture import ExampleSplits
@@ -136,7 +137,7 @@ def _require_prompts(examples: ExampleSplits) -> None:
         hint += ", or more --held-out-rows"
     else:
         hint += f"; at least {enough} rows of data are needed to hold out {MIN_PROMPTS}"
-    received = f"{len(examples.held_out)} rows with {len(prompts)} prompts"
+    received = f"{count_noun(len(examples.held_out), 'row')} with {count_noun(len(prompts), 'prompt')}"
     raise InputError(
         Problem(f"a sweep needs at least {MIN_PROMPTS} held-out rows with different prompts", received, hint)
     )

@@ -22,6 +22,7 @@ from neftcli.sweep import verdict_text
 from neftcli.sweep.early_stopping import Stopped, is_confirmed
 from neftcli.sweep.plan import Arm, baseline_of
 from neftcli.sweep.results import WIN_RATES, SweepResults
+from neftcli.wording import count_noun
 
 Differences: TypeAlias = Mapping[tuple[Arm, str], ArmDifference]
 Compared: TypeAlias = Mapping[Arm, Mapping[str, Comparison]]
@@ -108,7 +109,7 @@ def _describe_stops(
         if results.evaluated_seeds(stop.baseline) >= stop.planned:
             continue
         if not is_confirmed(results, metric, stop, dropped, delta):
-            look = f"Stopped early by a look after {stop.seeds} of {stop.planned} seeds"
+            look = f"Stopped early by a look after {stop.seeds} of {count_noun(stop.planned, 'seed')}"
             lines.append(f"{look}; the verdict uses all results.")
             continue
         lines.append(stop.sentence(metric))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from neftcli.errors import InputError, Problem
+from neftcli.wording import count_noun
 
 Value = TypeVar("Value")
 RENDEZVOUS = "NEFT_RENDEZVOUS"
@@ -115,7 +116,7 @@ def launch_processes(number: int, command: Sequence[str]) -> Iterator[None]:
     elif number > 1 and not launched_externally():
         cores = _available_cores()
         if number > MAX_PER_CORE * cores:
-            got = f"{number}, on {cores} core{'s' if cores > 1 else ''}"
+            got = f"{number}, on {count_noun(cores, 'core')}"
             message = f"training.processes: at most {MAX_PER_CORE} for each core"
             raise InputError(Problem(message, got, f"--processes {MAX_PER_CORE * cores}"))
         finished = threading.Event()
@@ -197,8 +198,8 @@ def require_one_gpu_per_process() -> None:
 
     gpus, processes = torch.cuda.device_count(), local_world_size()
     if gpus and gpus != processes:
-        visible = f"{gpus} GPU{'s are' if gpus > 1 else ' is'} visible"
-        got = f"{visible} to {processes} process{'es' if processes > 1 else ''}"
+        visible = count_noun(gpus, "GPU is visible", "GPUs are visible")
+        got = f"{visible} to {count_noun(processes, 'process', 'processes')}"
         hint = f"CUDA_VISIBLE_DEVICES=0 neft ..., or neft train --processes {gpus}"
         raise InputError(Problem("each process uses one GPU, and each GPU one process", got, hint))
 

@@ -16,6 +16,7 @@ from neftcli.runs.directory import ReadOnlyRunDirectory, RunDirectory
 from neftcli.system import distributed
 from neftcli.training.resume import ResumeState
 from neftcli.training.signals import StopRequested, StopSignal
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
@@ -37,7 +38,7 @@ def join_run(
     """
     expected, running = recipe.training.processes, distributed.world_size()
     if expected != running:
-        message = f"training.processes: the recipe expects {expected} process{'es' if expected > 1 else ''}"
+        message = f"training.processes: the recipe expects {count_noun(expected, 'process', 'processes')}"
         raise InputError(Problem(message, f"{running} running", "neft train"))
     created = None
     try:

@@ -26,6 +26,7 @@ from neftcli.system.hub import UNREACHABLE, go_offline_if_unreachable
 from neftcli.system.libraries import capture_library_output, prepare_libraries
 from neftcli.system.paths import exists, expand_home
 from neftcli.training.progress import ReadingProgress, TokenisingProgress
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -63,7 +64,7 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
     wanted, held_out = recipe.data.held_out_rows, len(examples.held_out)
     is_default = wanted == Data.held_out_rows  # which may be more than there are
     if held_out < wanted and not is_default and examples.is_random_split:
-        rows = "1 row is held out" if held_out == 1 else f"{held_out} rows are held out"
+        rows = count_noun(held_out, "row is held out", "rows are held out")
         limits = "at most a fifth of the rows, and rows with the same prompt stay together"
         observer.notify(Notice(f"{rows}, not {wanted}: {limits}"))
     return reference, examples

@@ -23,6 +23,7 @@ from neftcli.runs.directory import RECIPE, RECORD, RunDirectory, find_run, find_
 from neftcli.system.files import require_no_link, require_no_links
 from neftcli.system.paths import closest_path, exists, expand_home
 from neftcli.training.inputs import local_paths
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from neftcli.evaluation.loss import RowLoss
@@ -367,7 +368,7 @@ def read_resume_state(directory: RunDirectory, recipe: Recipe, *, accept_changes
             *(Problem(reason) for reason in skipped),
             Problem(
                 f"{directory.path}: none of its checkpoints is valid",
-                f"{len(skipped)} checkpoint{'s' if len(skipped) > 1 else ''}",
+                count_noun(len(skipped), "checkpoint"),
                 f"neft train --recipe {shlex.quote(str(directory.path / RECIPE))}    trains it again, in a new folder",
             ),
         )

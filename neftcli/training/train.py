@@ -46,6 +46,7 @@ from neftcli.training.inputs import read_inputs, report_data
 from neftcli.training.progress import EvaluationSchedule, SavePlan, TrainingClock
 from neftcli.training.resume import BaseEvaluation, LossEvaluation, ResumeState, RunState, record_paths
 from neftcli.training.signals import StopRequested, StopSignal
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -252,7 +253,7 @@ class _Run:
         evaluated_step = saved["evaluated"]["step"] if saved["evaluated"] else 0
         damaged = self.directory.rewind(checkpoint.step, evaluated_step)
         if damaged:
-            self.notify(Notice(f"{METRICS}: {damaged} damaged line{'s' if damaged > 1 else ''} removed"))
+            self.notify(Notice(f"{METRICS}: {count_noun(damaged, 'damaged line')} removed"))
         base = BaseEvaluation.restore(saved["base"])
         self.observer.notify(base.evaluated)  # it is in metrics.jsonl already
         return base

@@ -507,7 +507,7 @@ def estimate_notices(event: events.SweepEstimate) -> list[str]:
     if event.engine == "ray":
         notices.append("estimated for one worker on this machine; the cluster may differ")
     if event.answer_tokens is not None:
-        notices.append(f"each answer counts with {event.answer_tokens} tokens, the maximum")
+        notices.append(f"each answer counts with {count_noun(event.answer_tokens, 'token')}, the maximum")
     if event.early_stopping:
         notices.append("early stopping may save cells; the estimate is for all")
     if event.cells:

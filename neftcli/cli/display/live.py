@@ -19,6 +19,7 @@ from neftcli.cli.display import format, screens
 from neftcli.cli.display.text import sanitize_event
 from neftcli.runs.directory import METRICS
 from neftcli.system.files import format_bytes
+from neftcli.wording import count_noun
 
 RECENT_ROWS = 10
 EVALUATED_ROWS = 6
@@ -233,7 +234,7 @@ class LiveDisplay:
         if not self._left_out:
             return table
         file = f"{self._run}/{METRICS}"
-        rows = format.choose(self._left_out, "1 row is", f"{self._left_out} rows are")
+        rows = count_noun(self._left_out, "row is", "rows are")
         return Group(table, screens.line(format.Line("training", f"{rows} left out here: {file}", "dim")))
 
     def _rows_table(self) -> Table:

@@ -25,6 +25,7 @@ from neftcli.runs.directory import CELLS
 from neftcli.sweep.engines.engine import CellOutcome, OnEvent, OnOutcome
 from neftcli.sweep.engines.ray_task import SHARE_HINT, TIMEOUT, CellTask, Mailbox, check_folder, run_task
 from neftcli.system.files import atomic_write, open_without_links, remove
+from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from neftcli.sweep.plan import Cell
@@ -222,7 +223,7 @@ class RayEngine:
             if isinstance(error, self._ray.exceptions.RayTaskError):  # begins with the frames of another machine
                 problem = Problem("the task of this cell failed with an unexpected error", _last_line(error))
             else:
-                message = f"its worker or node was lost, also in {self._retries} more tries"
+                message = f"its worker or node was lost, also in {count_noun(self._retries, 'more try', 'more tries')}"
                 problem = Problem(message, first_line(error), "--set sweep.retries=5")
             return CellOutcome(CellStatus.FAILED, problems=(problem,))
         run = str(self._folder / CELLS / Path(outcome.run).name) if outcome.run else ""

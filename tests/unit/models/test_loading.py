@@ -409,7 +409,7 @@ def test_load_model_rejects_quantised_weights_without_a_quantization_config(part
     save_file(load_file(file) | {f"model.layers.0.mlp.up_proj.{part}": torch.ones(1)}, file, {"format": "pt"})
     said = said_of_model(folder).splitlines()
     assert said[0] == "model.name: the weight files of tiny are quantised, but its config.json doesn't say how"
-    assert said[1].startswith("  got      1 weights such as model.layers.0.mlp.up_proj.")
+    assert said[1].startswith("  got      1 weight such as model.layers.0.mlp.up_proj.")
 
 
 def test_load_model_four_bit_on_a_cpu(saved: Path) -> None:
