@@ -132,11 +132,11 @@ def _layers(assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -
             layer[key.path] = Setting(key.option.switch, flag, flag)
             layer.update({path: Setting(implied, flag, flag) for path, implied in key.option.implies})
         else:
-            layer[key.path] = Setting(_flag_value(key, value, flag), flag, f"{flag} {value}")
+            layer[key.path] = Setting(read_flag_value(key, value, flag), flag, f"{flag} {value}")
     return [layer, *(parse_assignment(text) for text in assignments)]
 
 
-def _flag_value(key: Key, value: str, flag: str) -> Any:
+def read_flag_value(key: Key, value: str, flag: str) -> Any:
     """Read the value of a flag: text as it is, a list by its commas, everything else as in a recipe file.
 
     For NUMBER|TEXT, a value that is not YAML ("1%") is text.

@@ -163,11 +163,11 @@ def supports_varlen_attention(query: Tensor, value: Tensor, dropout: float) -> b
         return False
     if head_dim > MAX_HEAD_DIM or head_dim % 8 or head_dim != value.shape[-1]:
         return False
-    return _varlen_options(query.device) is not None
+    return varlen_options(query.device) is not None
 
 
 @cache
-def _varlen_options(device: torch.device) -> dict[str, Any] | None:
+def varlen_options(device: torch.device) -> dict[str, Any] | None:
     """Return the extra arguments of torch's `varlen_attn`; None if torch or the GPU is too old for it."""
     available = torch.version.hip is None and torch.backends.cuda.is_flash_attention_available()
     if not available or torch.cuda.get_device_capability(device) < MIN_COMPUTE_CAPABILITY:
@@ -220,7 +220,7 @@ def varlen_attention(
         max_length,
         scale=scaling,
         window_size=(window - 1 if window else -1, 0),
-        **(_varlen_options(query.device) or {}),
+        **(varlen_options(query.device) or {}),
     )
     assert isinstance(output, Tensor)  # noqa: S101 - a tuple only if auxiliary outputs are requested
     return output[None]

@@ -84,7 +84,7 @@ def score_labels(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]
         tile, tile_targets = vectors[begin : begin + GRADIENT_TILE], targets[begin : begin + GRADIENT_TILE]
         logits = (head(tile) if linear else tile).float()
         hits.append((logits.argmax(-1) == tile_targets).cpu())
-        losses.append(_negative_log_likelihoods(logits, tile_targets[:, None])[0])
+        losses.append(negative_log_likelihoods(logits, tile_targets[:, None])[0])
     return torch.cat(losses), torch.cat(hits)
 
 
@@ -166,12 +166,12 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
 def _losses_and_logits_grad(logits: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Compute negative log-likelihoods (labels), and the gradient of the logits (labels, vocab_size) in float32."""
     scores = logits.float() if bias is None else logits.float() + bias
-    losses, exponentials, sums = _negative_log_likelihoods(scores, targets)
+    losses, exponentials, sums = negative_log_likelihoods(scores, targets)
     probabilities = exponentials.div_(sums)
     return losses, probabilities.scatter_add_(1, targets, torch.full_like(sums, -1.0))
 
 
-def _negative_log_likelihoods(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def negative_log_likelihoods(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the loss of each label, exact up to the rounding of the sum; for training and evaluation.
 
         -log p[label] = log(sum exp(scores - max)) + (max - scores[label])

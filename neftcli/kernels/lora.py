@@ -83,14 +83,14 @@ def fused_lora(layers: Sequence[Any]) -> Iterator[None]:
     """
     try:
         for layer in layers:
-            layer.forward = partial(_fused_forward, layer)
+            layer.forward = partial(fused_lora_forward, layer)
         yield
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
 
 
-def _fused_forward(layer: Any, x: Tensor) -> Tensor:
+def fused_lora_forward(layer: Any, x: Tensor) -> Tensor:
     """Compute the output (..., out) of a LoRA layer in the type of autocast or of its weights."""
     (name,) = layer.active_adapters
     base, device = layer.base_layer, x.device.type

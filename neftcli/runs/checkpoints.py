@@ -93,7 +93,7 @@ class CheckpointFolder:
             fsync_path(file)
             files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
         fsync_path(folder)
-        atomic_write(folder / MANIFEST, _with_hash({"format": FORMAT, "step": step, **facts, "files": files}))
+        atomic_write(folder / MANIFEST, format_manifest({"format": FORMAT, "step": step, **facts, "files": files}))
         fsync_path(folder)
         fsync_path(self.folder)
         self._remove_old(step)
@@ -195,7 +195,7 @@ def _read(file: Path, schema: type[Schema]) -> Schema:
         raise DamagedCheckpointError(f"{file.name} is damaged ({error})") from None
 
 
-def _with_hash(content: Mapping[str, Any]) -> str:
+def format_manifest(content: Mapping[str, Any]) -> str:
     """Return the manifest's text, with the SHA-256 of the other entries as the last entry."""
     return _to_text({**content, "manifest_sha256": hashlib.sha256(_to_text(content).encode()).hexdigest()})
 
@@ -209,7 +209,7 @@ def _parse_manifest(text: bytes) -> Manifest:
     try:
         content = parse_json(text, dict[str, Any])
         content.pop("manifest_sha256", None)
-        if _with_hash(content).encode() != text:
+        if format_manifest(content).encode() != text:
             raise ValueError("its SHA-256 differs")
         if content.get("format") != FORMAT:
             message = f"manifest.json has format {content.get('format')}, this version of neft reads {FORMAT}"

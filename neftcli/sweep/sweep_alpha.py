@@ -99,7 +99,7 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
     states = [runs.state(cell) for cell in cells]
     observer.notify(SweepStarted(str(folder), tuple(states), added_baseline=0.0 not in base.sweep.alphas))
     report_left_out(runs, cells, observer)
-    _report_options(base, observer, no_futility=no_futility)
+    report_options(base, observer, no_futility=no_futility)
     if request.dry_run:
         from neftcli.sweep.estimate import ModelTimer, estimate_sweep
         from neftcli.sweep.power import plan_power
@@ -156,7 +156,7 @@ def _has_no_delta(base: Recipe) -> bool:
     return resolve_delta(base.sweep.delta, metric, gain=None) is None and metric != HELD_OUT_LOSS
 
 
-def _report_options(base: Recipe, observer: Observer, *, no_futility: bool) -> None:
+def report_options(base: Recipe, observer: Observer, *, no_futility: bool) -> None:
     """Report options that have no effect, and a number of seeds that leads to no recommendation."""
     from neftcli.metrics.registry import label
     from neftcli.sweep.early_stopping import FIRST_LOOK, stops_early

@@ -99,7 +99,7 @@ def require_single_process(command: str) -> None:
 
 
 @contextmanager
-def launch_processes(number: int, command: Sequence[str]) -> Iterator[None]:
+def launch_processes(number: int, command: Sequence[str]) -> Iterator[Sequence[subprocess.Popen[bytes]]]:
     """Make this process the main process of `number` within the block; the other processes end with it.
 
     With 1, or if a launcher started the processes, nothing changes.
@@ -107,6 +107,9 @@ def launch_processes(number: int, command: Sequence[str]) -> Iterator[None]:
     Args:
         number: Number of processes.
         command: Command of the other processes; if it is empty none are started (dry run).
+
+    Yields:
+        The processes that were started.
 
     Raises:
         InputError: There are far too many for this machine.
@@ -126,7 +129,7 @@ def launch_processes(number: int, command: Sequence[str]) -> Iterator[None]:
                     for index in range(1, number):
                         _workers.append(_start_worker(command, index))
                 threading.Thread(target=_exit_if_worker_fails, args=(finished, [*_workers]), daemon=True).start()
-                yield
+                yield tuple(_workers)
                 for worker in _workers:
                     worker.wait()
             finally:
@@ -136,7 +139,7 @@ def launch_processes(number: int, command: Sequence[str]) -> Iterator[None]:
                     worker.communicate()  # waits, and closes the pipe
                 _workers.clear()
         return
-    yield
+    yield ()
 
 
 def _available_cores() -> int:

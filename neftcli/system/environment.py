@@ -80,7 +80,7 @@ MAX_THREADS = 4096
 
 
 @dataclass
-class _DroppedVariables:
+class DroppedVariables:
     """Notices about variables that were dropped in this process.
 
     Attributes:
@@ -94,7 +94,8 @@ class _DroppedVariables:
     reported: bool = False
 
 
-_dropped = _DroppedVariables()
+dropped_variables = DroppedVariables()
+"""Those of this process."""
 
 
 def drop_overrides() -> None:
@@ -108,11 +109,12 @@ def drop_overrides() -> None:
             continue  # an override of 0 only forbids what no recipe asks for
         value = os.environ.pop(name)
         has_effect = value.lower() not in (("", "1") if instead == LAUNCH else NO_EFFECT)
-        if has_effect and not _dropped.done:
-            _dropped.pending.append(f"{name} was dropped from the environment: the recipe decides; use {instead}")
+        if has_effect and not dropped_variables.done:
+            notice = f"{name} was dropped from the environment: the recipe decides; use {instead}"
+            dropped_variables.pending.append(notice)
     if distributed.world_size() == 1:
         distributed.clear_launcher_variables()
-    _dropped.done = True
+    dropped_variables.done = True
 
 
 def exclude_current_folder() -> None:
@@ -127,13 +129,13 @@ def report_dropped(observer: Observer) -> None:
     """Report each notice once: dropped variables, and variables that select CPU instructions."""
     from neftcli.events import Notice  # here, since a help page does without events
 
-    for message in _dropped.pending:
+    for message in dropped_variables.pending:
         observer.notify(Notice(message))
     for name in INSTRUCTION_SETS:
-        if not _dropped.reported and os.environ.get(name):
+        if not dropped_variables.reported and os.environ.get(name):
             observer.notify(Notice(f"{name} selects CPU instructions: the last bits may differ (recorded in run.json)"))
-    _dropped.reported = True
-    _dropped.pending.clear()
+    dropped_variables.reported = True
+    dropped_variables.pending.clear()
 
 
 def recorded_variables() -> dict[str, str]:

@@ -80,7 +80,7 @@ class NeftTrainer(SFTTrainer):
         super().__init__(
             model=model,
             args=_arguments(recipe, compute, rows, checkpoints.folder),
-            train_dataset=_pack(rows, recipe.data.max_length) if is_packed else _dataset(rows.columns()),
+            train_dataset=pack_rows(rows, recipe.data.max_length) if is_packed else _dataset(rows.columns()),
             processing_class=tokenizer,
             peft_config=_lora(recipe.adapter) if recipe.adapter.type == "lora" else None,
         )
@@ -304,7 +304,7 @@ def _dataset(table: Any) -> Dataset:
     return Dataset(table, fingerprint="rows")
 
 
-def _pack(rows: TokenDataset, max_length: int) -> Dataset:
+def pack_rows(rows: TokenDataset, max_length: int) -> Dataset:
     """Pack rows as TRL does, PACKED_AT_ONCE at a time; TRL would hold all of them in memory."""
     table = rows.columns()
     with closing(RecordBatches()) as packed:

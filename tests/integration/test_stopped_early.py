@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from neftcli.cli import main as command_line
 from neftcli.models.gguf import unfinished_conversions
 from neftcli.training import dry_run
+from neftcli.training.signals import WARNINGS
 from tests.conftest import Result, quick_arguments
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import save_tiny_gguf
@@ -23,13 +23,22 @@ LARGE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4,
 """With 40 layers the file has 100 MB, so its conversion takes seconds."""
 
 
+@pytest.fixture
+def _restored_signals() -> Iterator[None]:
+    """At its end a command ignores signals, which here would last for the whole test process."""
+    handlers = {name: signal.getsignal(signal.Signals[name]) for name in WARNINGS}
+    yield
+    for name, handler in handlers.items():
+        signal.signal(signal.Signals[name], handler)
+
+
+@pytest.mark.usefixtures("_restored_signals")
 def test_train_dry_run_sigterm(neft: Callable[..., Result], quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def plan_run(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the dry run continued")
 
     monkeypatch.setattr(dry_run, "plan_run", plan_run)
-    monkeypatch.setattr(command_line, "_ignore_signals", lambda: None)  # it would be for the whole test process
     result = neft(*quick, "--dry-run")
     assert result.code == 75
     assert "stopped before anything was started" in result.err

@@ -135,7 +135,7 @@ def test_panic_in_a_worker_is_not_retried(panic: Callable[..., Any], monkeypatch
     monkeypatch.setattr(cell, "run_cell", panic)
     receiving, sending = multiprocessing.Pipe()
     observer = worker.ConnectionObserver(sending)
-    outcome = worker._run_cell(None, None, observer, None)  # type: ignore[arg-type]
+    outcome = worker.run_assigned_cell(None, None, observer, None)  # type: ignore[arg-type]
     assert (outcome.status, outcome.problems[0].got, outcome.may_retry) == ("failed", SAID, False)
     assert receiving.recv() == CellStarted()
 

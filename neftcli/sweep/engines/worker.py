@@ -93,10 +93,10 @@ def run_worker(connection: Connection, stop: Any, device: str | None, log: Path)
 
     asset_cache, observer = AssetCache(), ConnectionObserver(connection)
     while True:
-        connection.send(_run_cell(connection.recv(), asset_cache, observer, stop))
+        connection.send(run_assigned_cell(connection.recv(), asset_cache, observer, stop))
 
 
-def _run_cell(recipe: Recipe, asset_cache: AssetCache, observer: ConnectionObserver, stop: Any) -> CellOutcome:
+def run_assigned_cell(recipe: Recipe, asset_cache: AssetCache, observer: ConnectionObserver, stop: Any) -> CellOutcome:
     """Run a cell and return its outcome."""
     from neftcli.errors import Preempted, panics_as_errors
     from neftcli.sweep.cell import run_cell

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import time
 from dataclasses import replace
 
 import pytest
@@ -258,9 +257,14 @@ def test_plain_lines_of_a_sweep_have_each_change_once() -> None:
     assert "alpha 10, seed 1 failed: the loss became nan" in lines
 
 
+def plain_lines(event: events.Event) -> list[str]:
+    stream = io.StringIO()
+    PlainLines(stream).notify(event)
+    return stream.getvalue().splitlines()
+
+
 def test_plain_lines_of_a_sweep_end_with_next_steps() -> None:
-    lines = PlainLines(io.StringIO())._lines(DONE)
-    assert lines[-3:] == [
+    assert plain_lines(DONE)[-3:] == [
         "finished: runs/mine-sweep in 83s, best -> alpha 0",
         "next: neft eval runs/mine-sweep/best --show 5    show its answers next to those of the base model",
         "next: neft sweep-alpha runs/mine-sweep --seeds 6    train more seeds; finished cells are kept",
@@ -338,21 +342,19 @@ def test_live_table_begins_with_the_losses_before_training() -> None:
 )
 def test_live_time_left(step: int, remaining: float, shown: str) -> None:
     """After the last step it is the time of the work after training."""
-    display = LiveDisplay(Console(file=io.StringIO(), width=100))
-    progress = events.TrainingProgress(step, 10, 60.0, remaining)
-    display._progress_time = time.monotonic()
-    console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(display._training_progress(progress))
-    assert console.export_text().rstrip().endswith(shown)
+    stream = io.StringIO()
+    console = Console(file=stream, width=100, force_terminal=True, color_system=None)
+    with LiveDisplay(console) as display:
+        display.notify(events.TrainingProgress(step, 10, 60.0, remaining))
+        drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert drawn.rstrip().endswith(shown)
 
 
 def test_finished_after_a_resume_has_two_times() -> None:
     """Of this command, and of all commands."""
     (finished,) = (event for event in RUN if isinstance(event, events.RunFinished))
     resumed = replace(finished, seconds=243.0, earlier_seconds=183.0)
-    assert PlainLines(io.StringIO())._lines(resumed)[0] == (
-        "finished: runs/tiny-a5-s0 in 60s (243s with earlier commands)"
-    )
+    assert plain_lines(resumed)[0] == "finished: runs/tiny-a5-s0 in 60s (243s with earlier commands)"
     console = Console(file=io.StringIO(), width=100, record=True)
     console.print(screens.run_finished(resumed))
     assert "finished in 1 min (4 min with earlier commands)" in console.export_text()

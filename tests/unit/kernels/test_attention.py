@@ -214,11 +214,11 @@ def fake_row(width: int = 64, dtype: torch.dtype = torch.bfloat16, device: str =
 
 @pytest.fixture
 def ampere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    attention._varlen_options.cache_clear()
+    attention.varlen_options.cache_clear()
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     yield
-    attention._varlen_options.cache_clear()
+    attention.varlen_options.cache_clear()
 
 
 @pytest.mark.usefixtures("ampere")
@@ -252,6 +252,6 @@ def test_supports_varlen_attention_older_gpu_and_older_torch(monkeypatch: pytest
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, name, older)
         assert not supports_varlen_attention(fake_row(), fake_row(), 0.0)
-    attention._varlen_options.cache_clear()
+    attention.varlen_options.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert not supports_varlen_attention(fake_row(), fake_row(), 0.0)

@@ -126,8 +126,8 @@ def test_fused_lora_gives_the_base_layer_no_gradient() -> None:
 
 def test_fused_lora_applies_within_the_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = lora._fused_forward
-    monkeypatch.setattr(lora, "_fused_forward", lambda layer, x: calls.append(layer) or original(layer, x))
+    original = lora.fused_lora_forward
+    monkeypatch.setattr(lora, "fused_lora_forward", lambda layer, x: calls.append(layer) or original(layer, x))
     model = adapted("llama")
     result(model, torch.bfloat16, fused=True)
     assert calls == fusable_lora_layers(model) != []

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from neftcli.cli.options import _flag_value
+from neftcli.cli.options import read_flag_value
 from neftcli.errors import Problem, RecipeError
 from neftcli.recipe import catalog
 from neftcli.recipe.keys import Key, keys
@@ -74,7 +74,7 @@ TYPED = st.text(st.characters(exclude_characters="\0"), max_size=30) | st.just("
 def test_resolve_recipe_any_flag_value(key: Key, typed: str) -> None:
     def make() -> Recipe:
         flag = str(key.option.flag)
-        return resolve_recipe([{key.path: Setting(_flag_value(key, typed, flag), flag, f"{flag} {typed}")}])
+        return resolve_recipe([{key.path: Setting(read_flag_value(key, typed, flag), flag, f"{flag} {typed}")}])
 
     makes_a_recipe_or_says_why(make)
 

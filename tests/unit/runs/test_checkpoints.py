@@ -19,7 +19,7 @@ from neftcli.runs.checkpoints import (
     TRAINER_STATE,
     CheckpointFolder,
     DamagedCheckpointError,
-    _with_hash,
+    format_manifest,
     verify,
 )
 from tests.checkpoint import FACTS, write_trainer_state
@@ -82,7 +82,7 @@ def test_verify_manifest_names_outside_file(name: str, tmp_path: Path, monkeypat
     content = json.loads((place / MANIFEST).read_text())
     content.pop("manifest_sha256")
     content["files"][name] = known
-    (place / MANIFEST).write_text(_with_hash(content))
+    (place / MANIFEST).write_text(format_manifest(content))
     hashed: list[Path] = []
     monkeypatch.setattr("neftcli.runs.checkpoints.file_sha256", hashed.append)
     with pytest.raises(DamagedCheckpointError, match=r"manifest\.json names a file outside the checkpoint: "):

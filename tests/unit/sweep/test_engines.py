@@ -6,7 +6,9 @@ Oracles: the variable that CUDA reads, the kernel's signal masks of a process, a
 from __future__ import annotations
 
 import signal
+import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +16,11 @@ from typing import Any
 import pytest
 
 from neftcli.errors import InputError, Problem
-from neftcli.sweep.engines import ray_engine
+from neftcli.events import CellStatus
 from neftcli.sweep.engines.engine import CellOutcome
 from neftcli.sweep.engines.local_engine import LocalEngine, list_devices
 from neftcli.sweep.engines.ray_engine import RayEngine
+from neftcli.sweep.engines.ray_task import check_folder
 from neftcli.sweep.engines.worker import SIGNALS
 from neftcli.sweep.plan import Cell
 from tests.unit.sweep.planted import plan
@@ -79,6 +82,77 @@ def test_local_engine_worker_never_receives_signals(tmp_path: Path) -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
+class FakeRay:
+    """A cluster of one node, and perhaps a second one, whose tasks have planted results.
+
+    Args:
+        results: Result or error of each call of a cell's task, in order.
+        nodes: Ids of the nodes; the first one is this machine.
+        check: Result or error of the check of the second node.
+    """
+
+    def __init__(self, results: Sequence[Any] = (), nodes: Sequence[str] = ("a" * 56,), check: Any = "") -> None:
+        self.results, self.check, self.submitted = list(results), check, 0
+        self.exceptions = SimpleNamespace(RayError=RayError, GetTimeoutError=GetTimeoutError, RayTaskError=RayError)
+        resources = {"CPU": 1}
+        self._nodes = [
+            {"NodeID": node, "NodeManagerAddress": f"10.0.0.{number}", "Alive": True, "Resources": resources}
+            for number, node in enumerate(nodes, 1)
+        ]
+
+    def init(self, *_: Any, **__: Any) -> None:
+        """Nothing is started."""
+
+    def shutdown(self) -> None:
+        """Nothing ends."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return the nodes as Ray describes them."""
+        return self._nodes
+
+    def get_runtime_context(self) -> Any:
+        """Return an object that knows the own node's id."""
+        return SimpleNamespace(get_node_id=lambda: self._nodes[0]["NodeID"])
+
+    def available_resources(self) -> dict[str, int]:
+        """Return the free resources."""
+        return {"CPU": 1}
+
+    def remote(self, **_: Any) -> Callable[[Any], Any]:
+        """Return a decorator for the mailbox, the check of a folder, and the task of a cell."""
+
+        def decorate(target: Any) -> Any:
+            if isinstance(target, type):  # the mailbox, which stays empty
+                methods = {name: SimpleNamespace(remote=lambda name=name: name) for name in ("take", "request_stop")}
+                return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: SimpleNamespace(**methods)))
+            if target is check_folder:
+                return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _probe: "check"))
+            return SimpleNamespace(remote=self._submit)
+
+        return decorate
+
+    def _submit(self, *_: Any) -> str:
+        self.submitted += 1
+        return f"task {self.submitted}"
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        """Return all references: each has ended."""
+        return references, []
+
+    def cancel(self, _reference: Any, *, force: bool) -> None:
+        """Nothing is canceled."""
+        assert not force
+
+    def get(self, reference: str, timeout: float = 0.0) -> Any:
+        """Return the planted result, or raise the planted error."""
+        if reference == "take":
+            return []
+        result = self.check if reference == "check" else self.results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
 class RayError(Exception):
     """Base class of Ray's errors."""
 
@@ -87,52 +161,66 @@ class GetTimeoutError(RayError):
     """A result did not arrive in time."""
 
 
-def ray_engine_with(result: Any, folder: Path, retries: int = 1) -> RayEngine:
-    """Return an engine without a cluster, whose tasks return `result`, or raise it."""
+@pytest.fixture
+def ray_engine_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., RayEngine]]:
+    """Builds an engine on a fake cluster."""
+    engines = []
 
-    def get(_reference: object, timeout: float) -> Any:
-        assert timeout
-        if isinstance(result, Exception):
-            raise result
-        return result
+    def build(cluster: FakeRay, retries: int = 1) -> RayEngine:
+        strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_, **__: None)
+        worker = SimpleNamespace(print_worker_logs=None)
+        monkeypatch.setitem(sys.modules, "ray", cluster)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "ray._private", SimpleNamespace(worker=worker))  # type: ignore[arg-type]
+        engines.append(RayEngine(None, retries, tmp_path))
+        return engines[-1]
 
-    engine = RayEngine.__new__(RayEngine)
-    errors = SimpleNamespace(RayError=RayError, GetTimeoutError=GetTimeoutError, RayTaskError=RayError)
-    state: dict[str, Any] = {"_ray": SimpleNamespace(get=get, exceptions=errors), "_retries": retries}
-    engine.__dict__.update(state | {"_folder": folder, "_stopping": False, "_started": set(), "_tasks": {}})
-    return engine
-
-
-def statuses(engine: RayEngine, cell: Cell) -> tuple[list[str], int]:
-    """Return the statuses of the tries of a cell, and their number."""
-    queue, found, tries = ray_engine.deque([cell]), list[str](), 0
-    counter = ray_engine.Counter[str]()
-    while queue:
-        engine._tasks = {"task": queue.popleft()}
-        engine._end("task", queue, counter, lambda _cell, outcome: found.append(outcome.status))
-        tries += 1
-    return found, tries
+    yield build
+    for engine in engines:
+        engine.close()
 
 
-def test_ray_engine_retries_unexpected_errors_only(tmp_path: Path) -> None:
+def statuses(engine: RayEngine, cell: Cell) -> list[str]:
+    """Return the statuses that the engine reports of a cell, in order."""
+    outcomes: list[str] = []
+    engine.run([cell], lambda *_: None, lambda _cell, outcome: outcomes.append(outcome.status))
+    return outcomes
+
+
+UNEXPECTED = CellOutcome(CellStatus.FAILED, problems=(Problem("x"),), may_retry=True)
+EXPECTED = CellOutcome(CellStatus.FAILED, problems=(Problem("x"),))
+
+
+@pytest.mark.parametrize(
+    ("results", "reported"),
+    [
+        ([UNEXPECTED, UNEXPECTED, UNEXPECTED], ["waiting", "waiting", "failed"]),
+        ([EXPECTED], ["failed"]),
+        ([UNEXPECTED, CellOutcome(CellStatus.FINISHED)], ["waiting", "finished"]),
+        ([GetTimeoutError(), CellOutcome(CellStatus.FINISHED)], ["finished"]),  # lost with its node: Ray runs it again
+    ],
+)
+def test_ray_engine_retries_unexpected_errors_only(
+    results: list[Any], reported: list[str], ray_engine_with: Callable[..., RayEngine]
+) -> None:
     """A cell is retried as often as by the local engine."""
     [cell, *_] = plan("sweep.alphas=[5]")
-    problems = (Problem("x"),)
-    unexpected = CellOutcome("failed", problems=problems, may_retry=True)  # type: ignore[arg-type]
-    expected = CellOutcome("failed", problems=problems)  # type: ignore[arg-type]
-    assert statuses(ray_engine_with(unexpected, tmp_path, retries=2), cell) == (["waiting", "waiting", "failed"], 3)
-    assert statuses(ray_engine_with(expected, tmp_path, retries=2), cell) == (["failed"], 1)
-    stopping = ray_engine_with(unexpected, tmp_path)
-    stopping.stop()
-    assert statuses(stopping, cell) == (["preempted"], 1)
+    cluster = FakeRay(results)
+    assert statuses(ray_engine_with(cluster, retries=2), cell) == reported
+    assert cluster.results == []
+    assert cluster.submitted == len(reported)
 
 
-def test_ray_engine_waits_for_a_result_that_is_lost_with_its_node(tmp_path: Path) -> None:
+def test_ray_engine_stops_without_a_retry(ray_engine_with: Callable[..., RayEngine]) -> None:
+    """After a stop, a cell that fails unexpectedly is preempted, and so is a cell that waits."""
     [cell, *_] = plan("sweep.alphas=[5]")
-    engine = ray_engine_with(GetTimeoutError(), tmp_path)
-    engine._tasks = {"task": cell}
-    engine._end("task", ray_engine.deque(), ray_engine.Counter(), lambda *_: pytest.fail("it has not ended"))
-    assert engine._tasks == {"task": cell}
+    cluster = FakeRay([UNEXPECTED])
+    engine = ray_engine_with(cluster)
+    cluster.wait = lambda references, timeout: engine.stop() or (references, [])  # type: ignore[method-assign, func-returns-value]
+    assert statuses(engine, cell) == ["preempted"]
+    assert cluster.submitted == 1
+    assert statuses(engine, cell) == ["preempted"]
+    assert cluster.submitted == 1
 
 
 @pytest.mark.parametrize(
@@ -143,18 +231,16 @@ def test_ray_engine_waits_for_a_result_that_is_lost_with_its_node(tmp_path: Path
         (RayError("ModuleNotFoundError: neftcli"), "node 10.0.0.2 can't run neft", "ModuleNotFoundError: neftcli"),
     ],
 )
-def test_ray_engine_check_nodes(result: Any, message: str | None, got: str | None, tmp_path: Path) -> None:
-    """Nodes are checked before any cell is submitted."""
-    engine = ray_engine_with(result, tmp_path)
-    engine._probe = tmp_path / "probe"
-    remote = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _probe: "reference"))
-    engine._ray.remote = lambda **_: lambda _function: remote
-    nodes = [{"NodeManagerAddress": "10.0.0.2", "NodeID": "ab" * 28}]
+def test_ray_engine_checks_nodes(
+    result: Any, message: str | None, got: str | None, ray_engine_with: Callable[..., RayEngine]
+) -> None:
+    """Other nodes are checked before any cell is submitted."""
+    cluster = FakeRay(nodes=("a" * 56, "b" * 56), check=result)
     if message is None:
-        engine._check_nodes(nodes)
+        ray_engine_with(cluster)
         return
     with pytest.raises(InputError) as caught:
-        engine._check_nodes(nodes)
+        ray_engine_with(cluster)
     [problem] = caught.value.problems
     assert message in problem.message
     assert problem.got == got

@@ -40,7 +40,7 @@ from neftcli.sweep.plan import Arm, Cell
 from neftcli.sweep.reporter import SweepReporter
 from neftcli.sweep.results import SweepResults
 from neftcli.sweep.scheduler import SweepScheduler
-from neftcli.sweep.sweep_alpha import ONE_SEED, SweepRequest, _report_options, format_resume_command
+from neftcli.sweep.sweep_alpha import ONE_SEED, SweepRequest, format_resume_command, report_options
 from tests.unit.sweep.planted import ROWS, plan, planted_results, shift
 
 SIX = ("sweep.seeds=6",)
@@ -144,7 +144,7 @@ def test_one_seed_is_reported_before_the_sweep(seeds: int, alphas: str, told: bo
     sets = (f"sweep.seeds={seeds}", f"sweep.alphas={alphas}")
     base = resolve_recipe([*read_recipe_layers("quickstart"), *map(parse_assignment, sets)])
     observer = RecordingObserver()
-    _report_options(base, observer, no_futility=False)
+    report_options(base, observer, no_futility=False)
     assert (Notice(ONE_SEED) in observer.events) == told
 
 

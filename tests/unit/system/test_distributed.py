@@ -44,8 +44,8 @@ def test_launch_processes_kills_workers_if_the_main_process_fails() -> None:
     started: list[Any] = []
 
     def fail() -> None:
-        with distributed.launch_processes(2, [sys.executable, "-c", WAITS]):
-            started.extend(distributed._workers)
+        with distributed.launch_processes(2, [sys.executable, "-c", WAITS]) as workers:
+            started.extend(workers)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -123,15 +123,15 @@ def test_launch_processes_rejects_far_too_many() -> None:
 
 
 def test_launch_processes_dry_run_starts_none() -> None:
-    with distributed.launch_processes(2, []):
+    with distributed.launch_processes(2, []) as workers:
         assert distributed.world_size() == 2
-        assert distributed._workers == []
+        assert workers == ()
 
 
 def test_launch_processes_under_torchrun_starts_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with distributed.launch_processes(4, ["never"]):
-        assert distributed._workers == []
+    with distributed.launch_processes(4, ["never"]) as workers:
+        assert workers == ()
     assert distributed.launched_externally()
     with pytest.raises(InputError, match="neft eval runs in a single process"):
         distributed.require_single_process("neft eval")

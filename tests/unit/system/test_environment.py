@@ -32,7 +32,7 @@ class Listener:
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = dict(os.environ)
-    monkeypatch.setattr(environment, "_dropped", environment._DroppedVariables())
+    monkeypatch.setattr(environment, "dropped_variables", environment.DroppedVariables())
     yield
     os.environ.clear()
     os.environ.update(before)

@@ -40,7 +40,7 @@ def test_packed_rows_some_at_a_time(
     columns = {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
     whole = pack_dataset(Dataset.from_dict(columns), 64, "bfd")
     kept = TokenDataset.from_rows(rows)
-    assert list(trainer._pack(kept, 64)) == list(whole)
+    assert list(trainer.pack_rows(kept, 64)) == list(whole)
     sets = {"data.max_length": 64, "training.batching": "packed", "training.gradient_accumulation_steps": 1}
     sets |= {"training.per_device_train_batch_size": 1, "training.num_train_epochs": 1}
     recipe = resolve_recipe([parse_assignment(f"{key}={value}") for key, value in sets.items()])
