@@ -97,6 +97,15 @@ def root(
     """Exit codes: 0 finished, 1 failed, 2 bad input, 75 stopped and resumable, 130 stopped at once."""
 
 
+def _find_flag(flag: str) -> int | None:
+    """Return the index of a flag on the command line, without the program; None if it was not typed."""
+    if flag not in sys.argv:
+        return None
+    from neftcli.cli.usage import find_flag
+
+    return find_flag(typer.main.get_command(app), flag, sys.argv[1:])
+
+
 def _report(problems: Sequence[Problem], exit_code: int) -> None:
     """Print the problems on stderr and, with --json, write them as an event on stdout."""
     from neftcli.cli.display.screens import print_problems
@@ -104,7 +113,7 @@ def _report(problems: Sequence[Problem], exit_code: int) -> None:
     if not is_main_process():  # the main process reports an error that all processes have, and ends them
         time.sleep(OTHER_RANKS_WAIT)
         problems = [replace(problem, message=f"process {rank()}: {problem.message}") for problem in problems]
-    elif "--json" in sys.argv:
+    elif _find_flag("--json") is not None:
         from neftcli.cli.display.json_lines import JsonLines
         from neftcli.events import CommandFailed
 
@@ -157,8 +166,11 @@ def main() -> None:
     replace_unencodable(sys.stdout, sys.stderr)
     drop_overrides()
     restrict_umask()
-    debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = sys.argv[1:]
+    position = _find_flag("--debug")
+    debug = position is not None
+    if position is not None:  # every command takes it, in any place
+        del arguments[position]
     try:
         with panics_as_errors():
             code = app(args=arguments, prog_name="neft", standalone_mode=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,7 +52,8 @@ def train(
     """
     if resume is not None and (recipe is not None or dry_run):
         other = "--recipe" if recipe is not None else "--dry-run"
-        raise InputError(Problem(f"--resume and {other} can't be combined", hint=f"neft train --resume {resume}"))
+        hint = f"neft train --resume {shlex.quote(resume)}"
+        raise InputError(Problem(f"--resume and {other} can't be combined", hint=hint))
     if accept_changes and resume is None:
         raise InputError(Problem("--accept-changes needs --resume", hint="neft train --resume RUN --accept-changes"))
     from neftcli.training.dry_run import plan_run

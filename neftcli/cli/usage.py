@@ -40,6 +40,33 @@ def usage_problem(error: Any) -> Problem:
     return Problem(f"{command}: {_as_clause(message)}", hint=f"{command} --help")
 
 
+def find_flag(command: Any, flag: str, words: Sequence[str]) -> int | None:
+    """Return the index of a flag among the words of a command line; None if it was not typed, or as a value.
+
+    Args:
+        command: The root command of typer.
+        flag: The flag, "--json".
+        words: The command line without the program.
+    """
+    is_value = False
+    for index, word in enumerate(words):
+        if is_value:
+            is_value = False
+        elif word == "--":
+            return None
+        elif word == flag:
+            return index
+        elif word.startswith("-"):
+            is_value = any(word in parameter.opts and not parameter.is_flag for parameter in _options(command))
+        else:
+            command = getattr(command, "commands", {}).get(word, command)
+    return None
+
+
+def _options(command: Any) -> list[Any]:
+    return [parameter for parameter in command.params if parameter.param_type_name == "option"]
+
+
 def _option_names(context: Any) -> list[str]:
     parameters = context.command.params if context is not None else []
     return [name for parameter in parameters for name in parameter.opts if name.startswith("--")]

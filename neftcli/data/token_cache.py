@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from neftcli.data.dataset import TokenDataset
 from neftcli.system.cache_folder import cache_folder
 from neftcli.system.files import require_no_link
+from neftcli.system.locks import LocksUnsupportedError, acquire_lock
 
 if TYPE_CHECKING:
     from neftcli.data.dataset import ExampleDataset
@@ -81,13 +82,10 @@ def load_or_create(
 @contextmanager
 def _locked(folder: Path, key: str) -> Iterator[bool]:
     """Hold the lock of an entry; yields False if the folder can't be written."""
-    from filelock import FileLock
-
-    lock = FileLock(folder / f"{key}.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError):  # read-only, full, or a file system without locks
+        lock = acquire_lock(folder / f"{key}.lock", wait=True)
+    except (OSError, LocksUnsupportedError):  # read-only, full, or a file system without locks
         yield False
         return
     try:

@@ -22,6 +22,7 @@ from neftcli.events import Notice, Observer
 from neftcli.runs.directory import format_json_line
 from neftcli.runs.schemas import Count, parse_json
 from neftcli.system.files import open_without_links, remove_stale_files, require_no_link, require_no_links
+from neftcli.system.locks import acquire_lock
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -94,19 +95,18 @@ def lock_results(folder: Path, observer: Observer) -> Iterator[None]:
     """Create `folder` and lock it; other evaluations of the same model wait for their turn.
 
     Raises:
-        InputError: The folder can't be created or written, or contains links.
+        InputError: The folder can't be created or written, contains links, or is on a file system without locks.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     require_no_links(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock = acquire_lock(folder / ".lock")
         except Timeout:
             observer.notify(Notice(f"another evaluation is using {folder}; waiting for it"))
-            lock.acquire()
+            lock = acquire_lock(folder / ".lock", wait=True)
     except OSError as error:
         raise InputError(Problem(f"{folder} can't be written", error.strerror or str(error))) from None
     try:

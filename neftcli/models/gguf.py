@@ -19,6 +19,7 @@ from neftcli.models.registry import ModelReference
 from neftcli.models.settings_files import convert_to_transformers_4, write_generation_config
 from neftcli.system.cache_folder import cache_folder, open_cache_folder
 from neftcli.system.files import file_sha256_once, read_json_object, remove, require_no_link
+from neftcli.system.locks import hold_lock
 
 MANIFEST = "neft-manifest.json"
 FORMAT_VERSION = 2
@@ -60,9 +61,7 @@ def convert_gguf(file: Path) -> Path:
 
 def _convert_to(entry: Path, file: Path, digest: str) -> None:
     """Write the cache entry if it is missing or damaged, one process at a time."""
-    from filelock import FileLock
-
-    with FileLock(entry.with_suffix(LOCK)):
+    with hold_lock(entry.with_suffix(LOCK), wait=True, other_folder="NEFT_CACHE=FOLDER"):
         _clear_unfinished(entry)
         if _verifies(entry, digest):
             return
@@ -83,13 +82,13 @@ def unfinished_conversions(models: Path) -> list[Path]:
 
 def _clear_unfinished(entry: Path) -> None:
     """Remove the folders of killed conversions: of this entry, whose lock is held, and of unlocked entries."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     for scratch in unfinished_conversions(entry.parent):
         if scratch.stem == entry.name:
             remove(scratch)
             continue
-        with suppress(OSError, Timeout), FileLock(entry.with_name(f"{scratch.stem}{LOCK}"), timeout=0):
+        with suppress(OSError, Timeout), hold_lock(entry.with_name(f"{scratch.stem}{LOCK}")):
             remove(scratch)
 
 

@@ -37,6 +37,7 @@ from neftcli.system.files import (
     require_no_links,
     temporary_name,
 )
+from neftcli.system.locks import acquire_lock, hold_lock
 from neftcli.system.paths import expand_home
 
 SUGGESTED_LENGTH = 40  # alpha, seed and a number are appended
@@ -243,14 +244,13 @@ class RunDirectory:
 
         Raises:
             RunLockedError: Another process holds the lock.
-            InputError: The folder contains links, or can't be written.
+            InputError: The folder contains links or can't be written, or its file system has no locks.
         """
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
 
         require_no_links(self.path)
-        lock = FileLock(self.path / LOCK)
         try:
-            lock.acquire(timeout=0)
+            lock = acquire_lock(self.path / LOCK)
         except Timeout:
             raise RunLockedError(
                 Problem(f"{self.path}: another process is training this run", hint="wait until it has ended")
@@ -399,9 +399,9 @@ def _has_only_first_files(folder: Path) -> bool:
 
 
 def _remove_if_unlocked(folder: Path) -> None:
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    with suppress(Timeout), FileLock(folder / LOCK, timeout=0):
+    with suppress(Timeout), hold_lock(folder / LOCK):
         remove(folder)
 
 

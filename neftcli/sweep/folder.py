@@ -15,6 +15,7 @@ from neftcli.errors import DISK_FULL, InputError, Interrupted, NeftError, Proble
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.directory import CELLS, LOCK, RECIPE, RECORD, find_run, find_sweep, list_sweeps
 from neftcli.system.files import atomic_write, remove, remove_stale_files, require_no_links
+from neftcli.system.locks import acquire_lock
 from neftcli.system.paths import closest_path, exists, expand_home
 
 if TYPE_CHECKING:
@@ -47,17 +48,17 @@ def lock_sweep(folder: Path) -> Iterator[None]:
     """Create and lock a sweep's folder; if nothing is started, remove what was created and nothing else.
 
     Raises:
-        InputError: Another sweep runs in it, it can't be written, or it holds links to other places.
+        InputError: Another sweep runs in it, it can't be written, it holds links to other
+            places, or its file system has no locks.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     require_no_links(folder, allowed=(folder / BEST, folder / NEW_BEST))
     created: list[Path] = []
     try:
         created = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        lock.acquire(timeout=0)
+        lock = acquire_lock(folder / LOCK)
     except Timeout:
         raise InputError(
             Problem(f"{folder}: another sweep is running in this folder", "", "wait, or --name for another folder")

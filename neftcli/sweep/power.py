@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,7 +83,8 @@ def plan_power(
         if own:
             return plan
         problem = "the pilot needs two seeds that are finished both with noise and without"
-        raise InputError(Problem(f"--pilot: {problem}", str(folder), f"neft sweep-alpha {folder} --seeds 2"))
+        hint = f"neft sweep-alpha {quote(str(folder))} --seeds 2"
+        raise InputError(Problem(f"--pilot: {problem}", str(folder), hint))
     noised = [arm for arm in arms_of(cells) if arm.alpha]
     if not noised:
         return replace(plan, why_not="no arm has noise")

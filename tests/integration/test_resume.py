@@ -254,6 +254,7 @@ def test_resume_no_checkpoint_verifies(neft: Neft, copy: Path) -> None:
         (["--accept-changes"], "--accept-changes needs --resume"),
         (["--resume", "x", "--recipe", "quickstart"], "--resume and --recipe can't be combined"),
         (["--resume", "x", "--dry-run"], "--resume and --dry-run can't be combined"),
+        (["--resume", "my run", "--dry-run"], "hint     neft train --resume 'my run'\n"),
         (["--requeue-signal", "SIGNOTHING"], "--requeue-signal must be one of SIGUSR1, "),
         (["--requeue-signal", "SIGCHLD"], "--requeue-signal must be one of SIGUSR1, "),
         (["--recipe", ""], "no such recipe"),
