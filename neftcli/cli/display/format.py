@@ -501,20 +501,21 @@ def _power_lines(power: events.PowerAnalysis | None) -> list[str]:
     return [*result, f"to detect {effect} {needs}"]
 
 
-def estimate_notices(event: events.SweepEstimate) -> list[str]:
-    """Return the notices about an estimate."""
-    notices = []
+def estimate_remarks(event: events.SweepEstimate) -> list[Line]:
+    """Return what an estimate assumes; a pilot that was trained differently is a notice."""
+    remarks = []
     if event.engine == "ray":
-        notices.append("estimated for one worker on this machine; the cluster may differ")
+        remarks.append("estimated for one worker on this machine; the cluster may differ")
     if event.answer_tokens is not None:
-        notices.append(f"each answer counts with {count_noun(event.answer_tokens, 'token')}, the maximum")
+        remarks.append(f"each answer counts with {count_noun(event.answer_tokens, 'token')}, the maximum")
     if event.early_stopping:
-        notices.append("early stopping may save cells; the estimate is for all")
+        remarks.append("early stopping may save cells; the estimate is for all")
     if event.cells:
-        notices.append(f"not included: {', '.join(UNCOUNTED[part] for part in event.uncounted)}")
+        remarks.append(f"not included: {', '.join(UNCOUNTED[part] for part in event.uncounted)}")
+    lines = [Line("note", remark, "dim") for remark in remarks]
     if event.power is not None and event.power.differs:
-        notices.append(f"the pilot was trained differently: {', '.join(event.power.differs)}")
-    return notices
+        lines.append(_notice(f"the pilot was trained differently: {', '.join(event.power.differs)}"))
+    return lines
 
 
 # Next steps

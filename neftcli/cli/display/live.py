@@ -21,8 +21,10 @@ from neftcli.runs.directory import METRICS
 from neftcli.system.files import format_bytes
 from neftcli.wording import count_noun
 
+MAX_ROWS = 16
+"""Rows of a run's table, for a terminal of 24 lines."""
 RECENT_ROWS = 10
-EVALUATED_ROWS = 6
+"""Latest rows of the table; the others are rather those with an evaluation."""
 WIDE = 110
 
 
@@ -114,12 +116,10 @@ class LiveDisplay:
     @_take.register
     def _(self, event: events.StepLogged) -> None:
         self._row(event.step).logged = event
-        evaluated = [row for row in self._rows[:-RECENT_ROWS] if row.evaluated is not None]
-        if len(evaluated) > EVALUATED_ROWS:
-            evaluated = [evaluated[0], *evaluated[1 - EVALUATED_ROWS :]]
-        kept = [*evaluated, *self._rows[-RECENT_ROWS:]]
-        self._left_out += len(self._rows) - len(kept)
-        self._rows = kept
+        while len(self._rows) > MAX_ROWS:
+            older = self._rows[:-RECENT_ROWS]
+            self._rows.remove(next((row for row in older if row.evaluated is None), older[1]))
+            self._left_out += 1
 
     @_take.register
     def _(self, event: events.Evaluated) -> None:

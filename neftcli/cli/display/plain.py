@@ -155,8 +155,8 @@ class PlainLines:
         if self._quiet:
             return lines
         cells = [f"{_cell(cell)} seconds={cell.seconds:.0f}" for cell in event.cells]
-        notices = [f"note: {notice}" for notice in format.estimate_notices(event)]
-        return [*cells, *lines, *notices]
+        remarks = [f"{remark.label}: {remark.text}" for remark in format.estimate_remarks(event)]
+        return [*cells, *lines, *remarks]
 
     @_lines.register
     def _(self, event: events.CellState) -> list[str]:

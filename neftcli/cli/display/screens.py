@@ -368,7 +368,7 @@ def sweep_plan(states: Sequence[CellState], estimate: SweepEstimate) -> Renderab
         table.add_row(f" {arm_name(state.arm)}", str(state.seed), status, seconds.get(state.key, ""))
     first, *lines = format.estimate_lines(estimate)
     parts: list[RenderableType] = [table, Text(), _sentence(first, "bold"), *map(_sentence, lines)]
-    parts += map(_notice, format.estimate_notices(estimate))
+    parts += map(line, format.estimate_remarks(estimate))
     return Group(*parts)
 
 

@@ -325,10 +325,30 @@ def test_live_table_begins_with_the_losses_before_training() -> None:
         for step in range(1, 41):
             display.notify(events.StepLogged(step, step / 100, 2.0, 1e-4, 1.0, 100.0, 2**30))
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
-    rows = [line.split() for line in shown.splitlines() if re.match(r" +\d+/100 +\d", line)][-11:]
+    rows = [line.split() for line in shown.splitlines() if re.match(r" +\d+/100 +\d", line)][-16:]
     assert rows[0] == ["0/100", "0.00", "-", "2.400", "2.410", "-", "-", "-", "-"]
-    assert [row[0] for row in rows[1:]] == [f"{step}/100" for step in range(31, 41)]
-    assert shown.rstrip().endswith(" 30 rows are left out here: runs/x/metrics.jsonl")
+    assert [row[0] for row in rows[1:]] == [f"{step}/100" for step in range(26, 41)]
+    assert shown.rstrip().endswith(" 25 rows are left out here: runs/x/metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [
+        (50, [0, *range(26, 41)]),
+        (10, [0, 10, 20, *range(28, 41)]),
+        (3, [0, 18, 21, 24, 27, *range(30, 41)]),
+    ],
+)
+def test_live_table_keeps_the_latest_rows_and_evaluations(every: int, steps: list[int]) -> None:
+    display = LiveDisplay(Console(file=io.StringIO(), width=100))
+    display.notify(events.Evaluated(0, 2.41, 2.4))
+    for step in range(1, 41):
+        display.notify(events.StepLogged(step, step / 100, 2.0, 1e-4, 1.0, 100.0, 2**30))
+        if step % every == 0:
+            display.notify(events.Evaluated(step, 2.0, 2.0))
+    shown = [row.step for row in display._rows]
+    assert shown == steps
+    assert display._left_out == 41 - len(steps)
 
 
 @pytest.mark.parametrize(

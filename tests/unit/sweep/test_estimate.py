@@ -259,13 +259,22 @@ def test_estimate_sweep_workers(tmp_path: Path, timed: list[Recipe], monkeypatch
     assert estimate(cells, "ray").workers == 1
 
 
-def test_estimate_notices(tmp_path: Path, timed: list[Recipe]) -> None:
+def test_estimate_remarks(tmp_path: Path, timed: list[Recipe]) -> None:
+    """What an estimate assumes is no warning; a pilot that was trained differently is."""
     cells = planned(tmp_path, alphas=(0.0,), seeds=2, metrics=("win_rate_length_controlled",))
-    assert format.estimate_notices(estimate(cells, "ray", early_stopping=True)) == [
+    estimated = estimate(cells, "ray", early_stopping=True)
+    remarks = [
         "estimated for one worker on this machine; the cluster may differ",
         "each answer counts with 256 tokens, the maximum",
         "early stopping may save cells; the estimate is for all",
         "not included: the judge, the verdict and its plots",
+    ]
+    lines = [format.Line("note", remark, "dim") for remark in remarks]
+    assert format.estimate_remarks(estimated) == lines
+    power = events.PowerAnalysis("held_out_loss", 2, 60, "runs/pilot", differs=("training.seed",))
+    assert format.estimate_remarks(replace(estimated, power=power)) == [
+        *lines,
+        format.Line("note", "the pilot was trained differently: training.seed", "notice"),
     ]
 
 
