@@ -69,7 +69,7 @@ bench-full: bench  ## compare whole commands with trl sft, a plain script and so
 	$(PYTHON) -m venv $(VENV)-soup
 	$(VENV)-soup/bin/python -m pip install --quiet -c constraints.txt torch
 	$(VENV)-soup/bin/python -m pip install --quiet 'soup-cli[train]==0.77.0' bitsandbytes torch==2.13.0
-	for method in full lora qlora; do $(BIN)/python benchmarks/training.py --method $$method --updates 8 \
+	for method in full lora qlora; do $(BIN)/python benchmarks/training.py --method $$method --steps 8 \
 		--contenders neft,trl-best,trl,script,soup --soup $(VENV)-soup --results docs/benchmarks.jsonl || exit 1; done
 	$(BIN)/python benchmarks/plot.py docs/benchmarks.jsonl docs/benchmarks.svg
 	$(BIN)/python benchmarks/floor.py

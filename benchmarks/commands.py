@@ -1,7 +1,7 @@
-"""What the side-by-side measurements share: the same rows for every tool, and whole commands with time and memory.
+"""Rows and timed commands for the benchmarks that compare tools.
 
-Rows are written as conversational prompt/completion pairs, the layout that neft and TRL read alike: the same
-template, the same tokens, loss on the completion in both.
+Rows are written as conversational prompt/completion pairs, which neft and TRL read the same way: the same template, the
+same tokens, loss on the completion.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Timed:
-    """A command that ended well.
+    """A command that succeeded.
 
     Attributes:
-        seconds: Wall time of all of it.
-        peak_bytes: Most memory that one of its processes had.
-        output: What it printed.
-        anonymous_bytes: Most memory of the command's own process that is no page of a file; 0 where /proc doesn't tell.
+        seconds: Wall time of the command.
+        peak_bytes: Peak memory of its largest process.
+        output: Its output.
+        anonymous_bytes: Peak memory of the command's own process that is not backed by a file; 0 without /proc.
     """
 
     seconds: float
@@ -48,10 +48,10 @@ def run(
     environment: Mapping[str, str] | None = None,
     limit: float | None = None,
 ) -> Timed:
-    """Runs a command in `folder`, with `environment` over that of this process, for `limit` seconds at most.
+    """Run a command in `folder` for at most `limit` seconds, with additional variables in `environment`.
 
     Raises:
-        RuntimeError: It ended with an error, or was ended at its limit; its last lines are told.
+        RuntimeError: It failed or was killed at its limit; the message has its last lines.
     """
     log = folder / "command.log"
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", **(environment or {})}
@@ -81,9 +81,9 @@ def run(
 
 
 def _watch(process: subprocess.Popen[bytes], ended: Event, peaks: list[int], limit: float | None) -> None:
-    """Looks at a process' anonymous memory fifty times a second (the kernel keeps a peak only of all its memory).
+    """Read a process' anonymous memory fifty times per second (the kernel keeps a peak only of all its memory).
 
-    Ends it at its limit.
+    The process is killed at its limit.
     """
     status, last = Path(f"/proc/{process.pid}/status"), time.monotonic() + (limit or float("inf"))
     while not ended.wait(0.02):
@@ -96,7 +96,7 @@ def _watch(process: subprocess.Popen[bytes], ended: Event, peaks: list[int], lim
 
 
 def write_rows(folder: Path, dataset: str, training: int, held_out: int) -> tuple[Path, Path]:
-    """Writes training and held-out rows of a data set, each to the only file of a folder, and returns both folders."""
+    """Write training and held-out rows of a data set, each as the only file of a folder, and return both folders."""
     recipe = load_recipe(
         "quickstart",
         [parse_assignment(f"data.source={dataset}"), parse_assignment(f"data.held_out_rows={held_out}")],
@@ -119,7 +119,7 @@ def write_rows(folder: Path, dataset: str, training: int, held_out: int) -> tupl
 
 
 def model_folder(name: str) -> Path:
-    """The model as a folder of safetensors, which every tool can load."""
+    """Return the model as a folder of safetensors, which every tool can load."""
     from neftcli.models.gguf import convert_gguf
 
     reference = resolve_model(name)

@@ -1,10 +1,10 @@
-"""How near an update comes to the time of its matrix products alone, at this machine's measured rate.
+"""Compare a step with the time of its matrix products alone, at the rate measured on this machine.
 
     python benchmarks/floor.py --tokens 2048
 
-Times every product that an update of SmolLM2-135M (full) needs, forward and both of its gradients, in the arithmetic
-that neft chooses, as torch does them one after the other; then some updates of `neft train` on as many tokens, all of
-them with loss. Attention's own products are not among them, so the ratio is a little pessimistic.
+Times every product that a step of SmolLM2-135M (full) needs, forward and for both gradients, in the precision that neft
+chooses, computed by torch one after the other; then some steps of `neft train` on the same number of tokens, all with
+loss. The products of attention are not included, so the ratio is slightly pessimistic.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RUNS = 5
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2048)
     options = parser.parse_args()
@@ -32,14 +32,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         _, rate = train(folder, "floor", model, long_rows(folder), options.tokens // LENGTH, LENGTH)
-    update = options.tokens / rate
-    print(f"products alone  {floor:.2f} s an update of {options.tokens} tokens, {flops / floor / 1e9:.0f} GFLOP/s")
-    print(f"neft train      {update:.2f} s, {rate:.0f} tokens/s")
-    print(f"share           {floor / update:.0%}")
+    step = options.tokens / rate
+    print(f"products alone  {floor:.2f} s per step of {options.tokens} tokens, {flops / floor / 1e9:.0f} GFLOP/s")
+    print(f"neft train      {step:.2f} s, {rate:.0f} tokens/s")
+    print(f"share           {floor / step:.0%}")
 
 
 def products(folder: Path, tokens: int) -> tuple[float, float]:
-    """Seconds and floating-point operations of an update's matrix products."""
+    """Return the seconds and the floating-point operations of a step's matrix products."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from neftcli.system.device import has_bfloat16
@@ -63,7 +63,7 @@ def products(folder: Path, tokens: int) -> tuple[float, float]:
 
 
 def best(left: torch.Tensor, right: torch.Tensor) -> float:
-    """Seconds of a product, the shortest of some."""
+    """Return the shortest time of a product in RUNS repetitions, in seconds."""
     times = []
     for _ in range(RUNS):
         begun = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Answers in batches against one prompt at a time, alternating, in one process.
+"""Compare answers generated in batches with those of one prompt at a time, alternating, in one process.
 
     python benchmarks/generation.py --prompts 32 --rounds 2
 
-Prints tokens a second (median over rounds), their ratios, and how many answers differ from those of batch 1:
-in float32 none should; in bfloat16 another batch can round a score the other way.
+Prints tokens per second (median over rounds), their ratios, and how many answers differ from those of batch size 1:
+none should in float32; in bfloat16 a different batch size can change the rounding of a score.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIZES = (1, 8, 32)
 
 
 def main() -> None:
-    """Measures and prints a table for each arithmetic."""
+    """Measure and print a table for each precision."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measure(options: Any, precision: str) -> None:
-    """One arithmetic: every size in turn, round by round."""
+    """Measure one precision: every batch size in turn, round by round."""
     recipe = load_recipe("quickstart", [parse_assignment(f"training.precision={precision}")])
     reference = resolve_model(options.model)
     frozen_weights = recipe.adapter.type != "none"

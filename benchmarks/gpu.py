@@ -1,17 +1,17 @@
-"""LLaMA-2-7B's architecture on one GPU, against `trl sft` with its best flags: one call, under ten minutes.
+"""Measure LLaMA-2-7B's architecture on one GPU, against `trl sft` with its best flags, in less than ten minutes.
 
     python benchmarks/gpu.py                    # random weights, LoRA and QLoRA in bf16, rows of 512 and 2048 tokens
-    python benchmarks/gpu.py --tiny             # the same way with a model of no size, on any device: does it run?
+    python benchmarks/gpu.py --tiny             # a tiny model on any device, to check that the script runs
 
-Each contender trains on the same rows, all of one length (so there are no pads) and with loss on all tokens, for the
-same updates: `neft train` with alpha 5, and `trl sft` in bf16 with nothing recomputed and no noise. Tokens a second are
-those of the training loop behind its first WARMUP updates; memory is what the device says while the command runs. What
-of the chip's peak is used:
+Each contender trains on the same rows, all of one length (so there is no padding) and with loss on all tokens, for the
+same number of steps: `neft train` with alpha 5, and `trl sft` in bf16 without recomputation and without noise. Tokens
+per second are those of the training loop after its first WARMUP steps; memory is what the device reports while the
+command runs. The share of the GPU's peak is
 
     share = tokens/s * 4 * parameters / peak     (frozen weights get no gradient; QLoRA's products are in bf16, too)
 
-What the noise takes is too little to be seen in whole commands: it is measured on the embedding alone, with and
-without. A command is begun only while there is time for it, and ended when there is none; those are named.
+The cost of the noise is too small to measure in whole commands, so it is measured on the embedding alone, with and
+without noise. A command starts only while there is time for it, and ends at the limit; skipped commands are named.
 """
 
 from __future__ import annotations
@@ -41,41 +41,41 @@ ALPHA = 5
 
 @dataclass(frozen=True)
 class Task:
-    """What every contender does.
+    """The training that every contender runs.
 
     Attributes:
         method: lora or qlora.
-        length: Tokens a row.
-        batch_size: Rows an update.
-        updates: Of the optimiser.
-        model: A folder.
+        length: Tokens per row.
+        batch_size: Rows per step.
+        steps: Optimiser steps.
+        model: The model's folder.
         rows: A folder with one file of texts that are longer than a row.
-        cpu: It runs without a GPU.
+        cpu: Train without a GPU.
     """
 
     method: str
     length: int
     batch_size: int
-    updates: int
+    steps: int
     model: Path
     rows: Path
     cpu: bool
 
     def tokens(self) -> int:
-        """Tokens of the updates that are timed."""
-        return self.length * self.batch_size * (self.updates - WARMUP)
+        """Return the number of tokens in the timed steps."""
+        return self.length * self.batch_size * (self.steps - WARMUP)
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure all contenders and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="a model of no size")
-    parser.add_argument("--updates", type=int, default=20)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model")
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--budget", type=float, default=540, help="seconds for all commands together")
     parser.add_argument("--methods", default="lora,qlora", help="lora, qlora or both, with a comma between them")
     options = parser.parse_args()
-    if options.updates <= WARMUP:
-        parser.error(f"--updates {options.updates}: the first {WARMUP} are not timed; {WARMUP + 1} or more")
+    if options.steps <= WARMUP:
+        parser.error(f"--steps {options.steps}: the first {WARMUP} are not timed; {WARMUP + 1} or more")
     if not {*options.methods.split(",")} <= {"lora", "qlora"}:
         parser.error(f"--methods {options.methods}: lora, qlora or lora,qlora")
     begun, device = time.monotonic(), device_name()
@@ -87,13 +87,15 @@ def main() -> None:
         print(f"# {device}, {parameters / 1e9:.2f} B parameters with random weights", flush=True)
         noise = noise_milliseconds(model, "cpu" if device == "CPU" else "cuda", noised)
         print(f"# the noise of {noised} tokens takes {noise:.3f} ms", flush=True)
-        print("| method | tokens a row | contender | tokens/s | / trl sft | share of peak | memory, GiB | command, s |")
+        print(
+            "| method | tokens per row | contender | tokens/s | / trl sft | share of peak | memory, GiB | command, s |"
+        )
         print("|---|---:|---|---:|---:|---:|---:|---:|", flush=True)
         longest, failed = 0.0, False
         for method in options.methods.split(","):
             for length, batch_size in ((64, 2), (128, 1)) if options.tiny else ((512, 8), (2048, 2)):
-                rows = texts(folder / f"{method}-{length}", length, options.updates * batch_size)
-                task = Task(method, length, batch_size, options.updates, model, rows, device == "CPU")
+                rows = texts(folder / f"{method}-{length}", length, options.steps * batch_size)
+                task = Task(method, length, batch_size, options.steps, model, rows, device == "CPU")
                 rates: dict[str, float] = {}
                 for name in CONTENDERS:
                     if time.monotonic() - begun + longest > options.budget:
@@ -103,7 +105,9 @@ def main() -> None:
                     try:
                         left = options.budget - (at - begun)
                         print(measured(name, task, folder, device, parameters, rates, left), flush=True)
-                    except RuntimeError as error:  # out of memory or time, say: the others are measured all the same
+                    except (
+                        RuntimeError
+                    ) as error:  # for example OOM, or no time left: the others are measured nevertheless
                         failed = True
                         print(f"# {method}, {length} tokens, {name} failed: {str(error)[-900:]}", flush=True)
                     longest = max(longest, time.monotonic() - at)
@@ -114,13 +118,13 @@ def main() -> None:
 def measured(
     name: str, task: Task, folder: Path, device: str, parameters: int, rates: dict[str, float], limit: float
 ) -> str:
-    """Runs a contender for `limit` seconds at most; its row of the table. `rates` gets its tokens a second."""
+    """Run a contender for at most `limit` seconds; return its row of the table, and put its tokens per second in `rates`."""
     output = folder / re.sub(r"\W+", "-", f"{task.method}-{task.length}-{name}")
     command = trl_command(task, output) if name == "trl sft" else neft_command(task, output)
-    with memory_watched(task.cpu) as peak, updates_watched(folder / "command.log") as told:
+    with memory_watched(task.cpu) as peak, steps_watched(folder / "command.log") as times:
         done = run(command, folder, {"PYTHONUNBUFFERED": "1"}, limit=limit)
     memory = max(peak) if peak else done.peak_bytes / 2**30
-    seconds = trl_seconds(told, task) if name == "trl sft" else neft_seconds(output, task)
+    seconds = trl_seconds(times, task) if name == "trl sft" else neft_seconds(output, task)
     rates[name] = task.tokens() / seconds
     ratio = f"{rates[name] / rates['trl sft']:.2f}" if "trl sft" in rates else "-"
     peaks = [value for card, value in PEAKS.items() if card in device]
@@ -130,26 +134,26 @@ def measured(
 
 
 def neft_command(task: Task, output: Path) -> list[str | Path]:
-    """`neft train` with its defaults, and without what it measures beside."""
+    """Return `neft train` with its defaults, without additional measurements."""
     sets = {
         **{"name": "gpu", "evaluation.samples": 0, "evaluation.probe_rows": 0, "data.held_out_rows": 0},
         **{"training.logging_steps": 1, "data.max_length": task.length},
     }
     return [
         *(BIN / "neft", "train", "--model", task.model, "--dataset", task.rows, "--output-dir", output),
-        *(f"--{task.method}", "--alpha", str(ALPHA), "--max-steps", str(task.updates)),
+        *(f"--{task.method}", "--alpha", str(ALPHA), "--max-steps", str(task.steps)),
         *("--batch-size", str(task.batch_size)),
         *(part for key, value in sets.items() for part in ("--set", f"{key}={value}")),
     ]
 
 
 def trl_command(task: Task, output: Path) -> list[str | Path]:
-    """`trl sft` with what is fastest of what it offers here."""
+    """Return `trl sft` with its fastest flags for this task."""
     return [
         *(BIN / "trl", "sft", *(["--use_cpu"] if task.cpu else ["--bf16", "true", "--dtype", "bfloat16"])),
         *("--model_name_or_path", task.model, "--dataset_name", task.rows, "--output_dir", output),
         *("--report_to", "none", "--save_strategy", "no", "--logging_steps", "1"),
-        *("--max_steps", str(task.updates), "--per_device_train_batch_size", str(task.batch_size)),
+        *("--max_steps", str(task.steps), "--per_device_train_batch_size", str(task.batch_size)),
         *("--max_length", str(task.length), "--activation_checkpointing", "false", "--learning_rate", "2e-4"),
         *("--use_peft", "--lora_r", "16", "--lora_alpha", "32", "--lora_target_modules", "all-linear"),
         *(["--load_in_4bit", "--use_bnb_nested_quant"] if task.method == "qlora" else []),
@@ -157,24 +161,24 @@ def trl_command(task: Task, output: Path) -> list[str | Path]:
 
 
 def neft_seconds(output: Path, task: Task) -> float:
-    """Of the updates that are timed, by the run's own lines."""
+    """Return the seconds of the timed steps, from the log rows of the run."""
     [file] = output.glob("*/metrics.jsonl")
     rates = [row["tokens_per_second"] for row in map(json.loads, file.open()) if row["event"] == "training.step"]
-    if len(rates) != task.updates:
-        raise RuntimeError(f"{file}: {len(rates)} of {task.updates} updates were logged")
+    if len(rates) != task.steps:
+        raise RuntimeError(f"{file}: {len(rates)} of {task.steps} steps were logged")
     return sum(task.length * task.batch_size / rate for rate in rates[WARMUP:])
 
 
-def trl_seconds(told: list[float], task: Task) -> float:
-    """Of the updates that are timed, by when the trainer printed them."""
-    if len(told) != task.updates:
-        raise RuntimeError(f"trl printed {len(told)} of {task.updates} updates")
-    return told[-1] - told[WARMUP - 1]
+def trl_seconds(times: list[float], task: Task) -> float:
+    """Return the seconds of the timed steps, from the times at which the trainer printed them."""
+    if len(times) != task.steps:
+        raise RuntimeError(f"trl printed {len(times)} of {task.steps} steps")
+    return times[-1] - times[WARMUP - 1]
 
 
 @contextmanager
-def updates_watched(log: Path) -> Iterator[list[float]]:
-    """Within the block it is noted when each update's loss came to a log, within some milliseconds."""
+def steps_watched(log: Path) -> Iterator[list[float]]:
+    """Record within the block when each step's loss is written to a log, to a few milliseconds."""
     log.unlink(missing_ok=True)
     seen: list[float] = []
     ended = threading.Event()
@@ -195,7 +199,7 @@ def updates_watched(log: Path) -> Iterator[list[float]]:
 
 
 def noise_milliseconds(folder: Path, device: str, tokens: int, rounds: int = 50) -> float:
-    """How much longer the embedding of one row of four documents takes with noise, in the type of the weights."""
+    """Return how much longer the embedding of a row of four documents takes with noise, in the weights' type."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -226,7 +230,7 @@ def noise_milliseconds(folder: Path, device: str, tokens: int, rounds: int = 50)
 
 @contextmanager
 def memory_watched(cpu: bool) -> Iterator[list[float]]:
-    """Within the block the memory in use of the first GPU is noted, in GiB; nothing without one."""
+    """Record within the block the used memory of the first GPU in GiB; nothing without a GPU."""
     before = 0.0 if cpu else used()
     seen: list[float] = []
     ended = threading.Event()
@@ -247,25 +251,25 @@ def memory_watched(cpu: bool) -> Iterator[list[float]]:
 
 
 def used() -> float:
-    """GiB of the first GPU that are in use."""
+    """Return the used memory of the first GPU in GiB."""
     return float(asked("memory.used").split()[0]) / 1024
 
 
 def device_name() -> str:
-    """The first GPU's, or CPU where torch can't use one."""
+    """Return the name of the first GPU; CPU if torch can't use one."""
     import torch
 
     return asked("name") if torch.cuda.is_available() else "CPU"
 
 
 def asked(what: str) -> str:
-    """A property of the first GPU, as nvidia-smi says it."""
+    """Return a property of the first GPU that nvidia-smi reports."""
     command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader", "--id=0"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def texts(folder: Path, length: int, rows: int) -> Path:
-    """Texts of more than `length` tokens each, so that every row is cut to it."""
+    """Write texts of more than `length` tokens each, so that every row is truncated to it."""
     folder.mkdir()
     lines = (
         json.dumps({"text": " ".join(f"w{(row * 997 + word * 31) % (WORDS - 4)}" for word in range(2 * length))})
@@ -276,7 +280,7 @@ def texts(folder: Path, length: int, rows: int) -> Path:
 
 
 def llama(folder: Path, *, tiny: bool) -> Path:
-    """LLaMA-2-7B with random weights, and a tokenizer of as many words."""
+    """Save LLaMA-2-7B with random weights, and a word tokenizer with its vocabulary size."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast

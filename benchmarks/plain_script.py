@@ -1,4 +1,4 @@
-"""What a user would write first: SFTTrainer with its defaults, for `benchmarks/training.py` to compare with."""
+"""A first script of a user: SFTTrainer with its defaults, for `benchmarks/training.py` to compare with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
-model_folder, rows, output, method, updates, batch_size, rate = sys.argv[1:]
+model_folder, rows, output, method, steps, batch_size, rate = sys.argv[1:]
 nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 four_bit = nf4 if method == "qlora" else None
 trainer = SFTTrainer(
@@ -18,7 +18,7 @@ trainer = SFTTrainer(
     args=SFTConfig(
         output_dir=output,
         use_cpu=True,
-        max_steps=int(updates),
+        max_steps=int(steps),
         per_device_train_batch_size=int(batch_size),
         learning_rate=float(rate),
         lr_scheduler_type="cosine",

@@ -1,4 +1,4 @@
-"""The plot of docs/benchmarks.md: tokens a second of whole commands, from the lines that `training.py --results` wrote.
+"""Plot the tokens per second of whole commands for docs/benchmarks.md, from the lines of `training.py --results`.
 
 python benchmarks/plot.py docs/benchmarks.jsonl docs/benchmarks.svg
 """
@@ -23,7 +23,7 @@ OURS, OTHERS = "#0072B2", "0.65"
 
 
 def main() -> None:
-    """Draws one panel a method."""
+    """Draw a panel for each method."""
     source, target = map(Path, sys.argv[1:])
     results = {line["method"]: line for line in map(json.loads, source.read_text().splitlines())}  # the last of each
     plt.rcParams.update({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "neft"})

@@ -1,16 +1,17 @@
-"""What training costs against the size of what is trained: rows, lengths, batches and widths; synthetic, one at a time.
+"""Measure training against the size of rows, lengths, batches and models; synthetic, one at a time.
 
     python benchmarks/sizes.py                      # all four tables, about a quarter of an hour on two cores
     python benchmarks/sizes.py --tables rows,width
     python benchmarks/sizes.py --tables rows --rows 1000,500000
 
-    rows     whole commands of two updates with a tiny model: what reading, splitting and tokenising cost
-    length   SmolLM2-135M, full, 2048 tokens an update as rows of 128 to 2048
-    batch    SmolLM2-135M, full, 1 to 16 rows of 128 tokens an update
-    width    Llamas with random weights, 8 layers, 256 to 1024 wide, 8 rows of 128 tokens an update
+    rows     whole commands of two steps with a tiny model: the cost of reading, splitting and tokenising
+    length   SmolLM2-135M, full, 2048 tokens per step as rows of 128 to 2048
+    batch    SmolLM2-135M, full, 1 to 16 rows of 128 tokens per step
+    width    Llamas with random weights, 8 layers, 256 to 1024 wide, 8 rows of 128 tokens per step
 
-Tokens a second are those of the updates after the first, and peak memory is the process' own. Anonymous memory is what
-is no page of a file: pages of mapped files (libraries, weights, rows) go when memory is short. Prints Markdown.
+Tokens per second are those of the steps after the first, and peak memory is that of the process. Anonymous memory is
+memory that is not backed by a file: the system can drop pages of mapped files (libraries, weights, rows) when memory is
+scarce. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from typing import Any
 
 from commands import BIN, Timed, model_folder, run
 
-UPDATES = 4
+STEPS = 4
 WORDS = ["the", "of", "and", "water", "in", "is", "to", "glacier", "for", "as", "with", "on", "that", "slow", "ice"]
 Row = tuple[str, ...]
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default="rows,length,batch,width")
     parser.add_argument("--rows", default="1000,10000,100000", help="numbers of rows of the table rows, rising")
@@ -39,11 +40,11 @@ def main() -> None:
     numbers = [int(number) for number in options.rows.split(",")]
     tables: dict[str, tuple[Row, Callable[[Path], Iterator[Row]]]] = {
         "rows": (
-            ("rows", "whole command, s", "ms a row", "peak memory, GiB", "anonymous, MiB", "bytes a row"),
+            ("rows", "whole command, s", "ms per row", "peak memory, GiB", "anonymous, MiB", "bytes per row"),
             lambda folder: rows_table(folder, numbers),
         ),
-        "length": (("tokens a row", "rows an update", "tokens/s", "peak memory, GiB"), length_table),
-        "batch": (("rows an update", "tokens an update", "tokens/s", "peak memory, GiB"), batch_table),
+        "length": (("tokens per row", "rows per step", "tokens/s", "peak memory, GiB"), length_table),
+        "batch": (("rows per step", "tokens per step", "tokens/s", "peak memory, GiB"), batch_table),
         "width": (("width", "parameters", "tokens/s", "TFLOP/s", "peak memory, GiB"), width_table),
     }
     for name in options.tables.split(","):
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def rows_table(folder: Path, numbers: Sequence[int]) -> Iterator[Row]:
-    """Two updates with pairs of about 130 tokens; time and memory a row are those of the rows that are more."""
+    """Train two steps on pairs of about 130 tokens; time and memory per row are those of the additional rows."""
     model = llama(folder, 64, 2)
     before: tuple[int, Timed] | None = None
     for number in numbers:
@@ -64,7 +65,7 @@ def rows_table(folder: Path, numbers: Sequence[int]) -> Iterator[Row]:
             for place in range(number):
                 question = f"question {place}: {text(30, place)}"
                 file.write(json.dumps({"prompt": question, "completion": text(60, -place)}) + "\n")
-        done = train(folder, f"r{number}", model, rows, 8, 256, updates=2)[0]
+        done = train(folder, f"r{number}", model, rows, 8, 256, steps=2)[0]
         milliseconds = octets = ""
         if before is not None:
             more = number - before[0]
@@ -76,7 +77,7 @@ def rows_table(folder: Path, numbers: Sequence[int]) -> Iterator[Row]:
 
 
 def length_table(folder: Path) -> Iterator[Row]:
-    """The same tokens an update, in longer rows."""
+    """Train on longer rows, with the same number of tokens per step."""
     model, rows = model_folder("smollm2-135m"), long_rows(folder)
     for length in (128, 256, 512, 1024, 2048):
         done, rate = train(folder, f"l{length}", model, rows, 2048 // length, length)
@@ -84,7 +85,7 @@ def length_table(folder: Path) -> Iterator[Row]:
 
 
 def batch_table(folder: Path) -> Iterator[Row]:
-    """More rows an update."""
+    """Train on more rows per step."""
     model, rows = model_folder("smollm2-135m"), long_rows(folder)
     for batch in (1, 2, 4, 8, 16):
         done, rate = train(folder, f"b{batch}", model, rows, batch, 128)
@@ -92,7 +93,7 @@ def batch_table(folder: Path) -> Iterator[Row]:
 
 
 def width_table(folder: Path) -> Iterator[Row]:
-    """Wider models; an update's arithmetic is about 6 x parameters x tokens."""
+    """Train wider models; a step needs about 6 x parameters x tokens operations."""
     rows = long_rows(folder)
     for width in (256, 512, 1024):
         model = llama(folder, width, 8)
@@ -108,38 +109,38 @@ def width_table(folder: Path) -> Iterator[Row]:
 
 
 def train(
-    folder: Path, name: str, model: Path, rows: Path, batch: int, length: int, updates: int = UPDATES
+    folder: Path, name: str, model: Path, rows: Path, batch: int, length: int, steps: int = STEPS
 ) -> tuple[Timed, float]:
-    """A whole `neft train` that evaluates nothing, and its tokens a second after the first update."""
+    """Run `neft train` without evaluations; return it, and its tokens per second after the first step."""
     sets = {"name": name, "evaluation.samples": 0, "evaluation.probe_rows": 0, "data.held_out_rows": 0}
     sets |= {"data.max_length": length, "training.logging_steps": 1, "neftune.alpha": 5}
     done = run(
         [
             *(BIN / "neft", "train", "--model", model, "--dataset", rows, "--output-dir", folder / "runs"),
-            *("--max-steps", str(updates), "--batch-size", str(batch)),
+            *("--max-steps", str(steps), "--batch-size", str(batch)),
             *(part for key, value in sets.items() for part in ("--set", f"{key}={value}")),
         ],
         folder,
     )
     lines = (folder / "runs" / f"{name}-a5-s0" / "metrics.jsonl").read_text().splitlines()
     rates = [row["tokens_per_second"] for row in map(json.loads, lines) if row["event"] == "training.step"][1:]
-    return done, len(rates) / sum(1 / rate for rate in rates)  # of equal updates
+    return done, len(rates) / sum(1 / rate for rate in rates)  # of equal steps
 
 
 def long_rows(folder: Path) -> Path:
-    """Plain texts that are longer than any length here, so that each is cut to it."""
+    """Write plain texts that are longer than any length here, so that each is truncated."""
     rows = folder / "long.jsonl"
-    rows.write_text("".join(json.dumps({"text": text(2600, number)}) + "\n" for number in range(UPDATES * 16)))
+    rows.write_text("".join(json.dumps({"text": text(2600, number)}) + "\n" for number in range(STEPS * 16)))
     return rows
 
 
 def text(words: int, seed: int) -> str:
-    """So many words."""
+    """Return a text of N random words."""
     return " ".join(random.Random(seed).choices(WORDS, k=words))  # noqa: S311 - no secret
 
 
 def llama(folder: Path, width: int, layers: int) -> Path:
-    """A Llama with random weights and the vocabulary of SmolLM2."""
+    """Save a Llama with random weights and the vocabulary of SmolLM2."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model_folder("smollm2-135m"))
@@ -161,7 +162,7 @@ def llama(folder: Path, width: int, layers: int) -> Path:
 
 
 def gibibytes(done: Timed) -> str:
-    """Peak memory."""
+    """Format the peak memory in GiB."""
     return f"{done.peak_bytes / 2**30:.2f}"
 
 

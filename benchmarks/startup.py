@@ -1,8 +1,8 @@
-"""How long the command line takes to answer, against the imports that it can't do without.
+"""Measure how long the command line takes to answer, compared with the imports that it needs.
 
     python benchmarks/startup.py [--runs 7]
 
-Commands alternate; medians and ratios are printed, since absolute times are the machine's.
+The commands alternate; the table shows medians and ratios, since absolute times depend on the machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Prints the table in Markdown."""
+    """Print the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7)
     options = parser.parse_args()

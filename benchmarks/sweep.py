@@ -1,10 +1,10 @@
-"""A sweep against the same cells one by one: as processes of `neft train`, and as processes of `trl sft`.
+"""Compare a sweep with the same cells trained one by one, as processes of `neft train` and of `trl sft`.
 
-    python benchmarks/sweep.py --alphas 0,5,10,15 --seeds 3 --updates 3
+    python benchmarks/sweep.py --alphas 0,5,10,15 --seeds 3 --steps 3
 
-Every cell trains on the same rows for the same number of updates. The processes alternate, cell by cell; halfway the
-sweep is run, once undisturbed and once killed (-9) in the middle and resumed. `trl sft` measures nothing of what
-it trains, the other two evaluate; its noise has its own scaling. Prints wall times and ratios as JSON.
+Every cell trains on the same rows for the same number of steps. The processes alternate, cell by cell; halfway the
+sweep runs, once undisturbed and once killed (-9) in the middle and resumed. `trl sft` does not evaluate, the other two
+do; its noise has a different scaling. Prints wall times and ratios as JSON.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ HELD_OUT = 24
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Read the options, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--alphas", default="0,5,10,15")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--dataset", default="builtin", help="any data set that neft reads")
     parser.add_argument("--model", default="smollm2-135m")
@@ -40,17 +40,17 @@ def main() -> None:
 
 
 def measure(options: Any, folder: Path) -> dict[str, Any]:
-    """All three ways, in one run."""
-    rows, held_out = write_rows(folder, options.dataset, options.updates * options.batch_size, HELD_OUT)
+    """Run the cells in all three ways."""
+    rows, held_out = write_rows(folder, options.dataset, options.steps * options.batch_size, HELD_OUT)
     model = model_folder(options.model)
     shared = neft_options(options, model, rows, held_out)
     cells = list(product(options.alphas.split(","), range(options.seeds)))
     seconds: dict[str, list[float]] = {"neft train": [], "trl sft": []}
-    result: dict[str, Any] = {"cells": len(cells), "updates a cell": options.updates}
+    result: dict[str, Any] = {"cells": len(cells), "steps per cell": options.steps}
     for number, (alpha, seed) in enumerate(cells):
         if number == len(cells) // 2:
             result["sweep, seconds"] = sweep(options, shared, folder, "whole")
-            result["sweep killed and gone on with, seconds"] = killed_sweep(options, shared, folder)
+            result["sweep killed and resumed, seconds"] = killed_sweep(options, shared, folder)
         alone = [BIN / "neft", "train", *shared, "--alpha", alpha, "--seed", str(seed), "--output-dir", "alone"]
         seconds["neft train"].append(run(alone, folder).seconds)
         seconds["trl sft"].append(run(trl_command(options, model, rows, alpha, seed), folder).seconds)
@@ -62,12 +62,12 @@ def measure(options: Any, folder: Path) -> dict[str, Any]:
 
 
 def sweep(options: Any, shared: list[str], folder: Path, name: str) -> float:
-    """Seconds of the whole sweep, with its verdict and plots."""
+    """Return the seconds of the whole sweep, with its verdict and plots."""
     return round(run(sweep_command(options, shared, name), folder).seconds, 1)
 
 
 def killed_sweep(options: Any, shared: list[str], folder: Path) -> float:
-    """Seconds of a sweep that is killed when about half of its cells are done, and of the one that goes on."""
+    """Return the seconds of a sweep that is killed when half of its cells are done, and of the one that resumes it."""
     cells = folder / "killed" / "run-sweep" / "cells"
     begun = time.perf_counter()
     with (folder / "killed.log").open("w") as log:
@@ -82,20 +82,20 @@ def killed_sweep(options: Any, shared: list[str], folder: Path) -> float:
 
 
 def sweep_command(options: Any, shared: list[str], name: str) -> list[str]:
-    """The sweep, in a folder of its own."""
+    """Return the command of the sweep, in its own folder."""
     grid = ["--alphas", options.alphas, "--seeds", str(options.seeds), "--set", "sweep.answers=false"]
     return [str(BIN / "neft"), "sweep-alpha", *shared, *grid, "--output-dir", name]
 
 
 def neft_options(options: Any, model: Path, rows: Path, held_out: Path) -> list[str]:
-    """What `neft train` and the sweep are given alike: LoRA r16, one evaluation at the end."""
+    """Return the options that `neft train` and the sweep share: LoRA r16, one evaluation at the end."""
     sets = {
         "name": "run",
         "data.held_out_source": held_out,
         "evaluation.every": 1,
         "evaluation.samples": 0,
         "evaluation.probe_rows": 0,
-        "training.max_steps": options.updates,
+        "training.max_steps": options.steps,
         "training.per_device_train_batch_size": options.batch_size,
         "training.learning_rate": "5e-4",
     }
@@ -104,13 +104,13 @@ def neft_options(options: Any, model: Path, rows: Path, held_out: Path) -> list[
 
 
 def trl_command(options: Any, model: Path, rows: Path, alpha: str, seed: int) -> list[str | Path]:
-    """The same training by `trl sft` with its own defaults for all else."""
+    """Return the same training by `trl sft`, otherwise with its defaults."""
     noise = ["--neftune_noise_alpha", alpha] if float(alpha) else []
     return [
         *(BIN / "trl", "sft", "--use_cpu", "--model_name_or_path", model, "--dataset_name", rows),
         *("--output_dir", f"trl-a{alpha}-s{seed}", "--report_to", "none", "--seed", str(seed)),
         *("--use_peft", "--lora_r", "16", "--lora_alpha", "32", "--lora_target_modules", "all-linear"),
-        *("--max_steps", str(options.updates), "--per_device_train_batch_size", str(options.batch_size)),
+        *("--max_steps", str(options.steps), "--per_device_train_batch_size", str(options.batch_size)),
         *("--learning_rate", "5e-4", "--lr_scheduler_type", "cosine", *noise),
     ]
 
