@@ -118,7 +118,7 @@ def main() -> None:
 def measured(
     name: str, task: Task, folder: Path, device: str, parameters: int, rates: dict[str, float], limit: float
 ) -> str:
-    """Run a contender for at most `limit` seconds; return its row of the table, and put its tokens per second in `rates`."""
+    """Run a contender for at most `limit` seconds; return its table row, and add its tokens/s to `rates`."""
     output = folder / re.sub(r"\W+", "-", f"{task.method}-{task.length}-{name}")
     command = trl_command(task, output) if name == "trl sft" else neft_command(task, output)
     with memory_watched(task.cpu) as peak, steps_watched(folder / "command.log") as times:

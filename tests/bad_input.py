@@ -1,7 +1,7 @@
-"""Bad input: the files in a folder, the command that is typed, and what a rejection promises.
+"""Cases of bad input: the files in a folder and the command; and checks of every rejection.
 
-The messages are snapshots in tests/integration/__snapshots__: read them there one after the other, as a person would
-meet them, and rewrite them with `make snapshots` after a change of words.
+The messages are snapshots in tests/integration/__snapshots__: read them there one after the other, as a user would see
+them, and rewrite them with `make snapshots` after rewording a message.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from neftcli.wording import count_noun
 from tests.conftest import Result
 
 Neft = Callable[..., Result]
@@ -19,11 +20,11 @@ Content = str | bytes | Callable[[Path], None] | None
 
 @dataclass(frozen=True)
 class Case:
-    """Something that can't be used.
+    """Bad input.
 
     Attributes:
-        arguments: What is typed behind `neft`.
-        files: Name to what lies there: text, bytes, None for an empty folder, or a function that makes it.
+        arguments: Arguments of `neft`.
+        files: Name to content: text, bytes, None for an empty folder, or a function that creates it.
     """
 
     arguments: tuple[str, ...]
@@ -31,7 +32,7 @@ class Case:
 
 
 def lay(files: Mapping[str, Content]) -> None:
-    """Puts files into the current folder."""
+    """Create files in the current folder."""
     for name, content in files.items():
         path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,15 +47,15 @@ def lay(files: Mapping[str, Content]) -> None:
 def rejection(neft: Neft, case: Case) -> str:
     """Run a case in the current folder, which must be empty, and return the message without its last line.
 
-    Checks what every rejection promises: the exit code is 2; the last line counts the problems; there is no traceback
-    and no character that acts on a terminal; every file is unchanged, and no run was created.
+    Also check what holds for every rejection: the exit code is 2; the last line counts the errors; there is no
+    traceback and no character that controls a terminal; every file is unchanged, and no run was created.
     """
     lay(case.files)
     before = _files()
     result = neft(*case.arguments)
     message, _, last_line = result.err.removesuffix("\n").rpartition("\n")
     problems = sum(not line.startswith("  ") for line in message.splitlines())
-    assert last_line == f"{problems} error{'s' if problems > 1 else ''}; nothing was started."
+    assert last_line == f"{count_noun(problems, 'error')}; nothing was started."
     assert result.code == 2
     require_harmless(result)
     assert _files() == before
@@ -63,13 +64,13 @@ def rejection(neft: Neft, case: Case) -> str:
 
 
 def require_harmless(result: Result) -> None:
-    """Checks that nothing of the input acts on the terminal, and that no traceback is shown."""
+    """Check that the output has no traceback, and no character of the input that controls a terminal."""
     shown = result.out + result.err
     assert "Traceback" not in shown
     assert all(unicodedata.category(letter) not in ("Cc", "Cs") for letter in shown.replace("\n", ""))
 
 
 def _files() -> dict[str, tuple[int, int]]:
-    """Every file below the current folder, with its size and when it was written."""
+    """Return every file below the current folder, with its size and modification time."""
     found = (path for path in Path().rglob("*") if path.is_file())
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}

@@ -1,4 +1,4 @@
-"""What every test shares: no hub, one thread, a cache of its own, and the command line as a function."""
+"""Settings of all tests: no hub, one thread, a temporary cache; and fixtures that run the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", NO_COLOR="1", COLUMNS="100", OMP_NUM_THREADS="1")
 
-if "NEFT_TEST_GPU" not in os.environ:  # what is tested is a CPU's, but for `make test-gpu`
+if "NEFT_TEST_GPU" not in os.environ:  # all tests but those of `make test-gpu` run on the CPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import errno
@@ -55,7 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Refuses to test what a GPU computes where there is none."""
+    """Reject `make test-gpu` on a machine without a GPU."""
     if "NEFT_TEST_GPU" not in os.environ:
         return
     import torch
@@ -71,7 +71,7 @@ def pytest_collection_finish() -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -80,7 +80,7 @@ class Result:
 
 @pytest.fixture
 def neft(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Runs `neft` with arguments inside this process, through the same `main` as the console script."""
+    """Return a function that runs `neft` in this process, through the same `main` as the console script."""
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["neft", *map(str, arguments)])
@@ -96,7 +96,7 @@ def neft(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def neft_process(*arguments: object, cwd: Path | None = None, **environment: str) -> Result:
-    """Runs `neft` as a process of its own."""
+    """Run `neft` in a new process."""
     done = subprocess.run(
         [sys.executable, "-m", "neftcli", *map(str, arguments)],
         capture_output=True,
@@ -128,7 +128,7 @@ def call_neft(*arguments: object) -> Result:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny model of a family, written once."""
+    """Return a function that returns the folder of a tiny model of a family, written once."""
     from tests.tiny import save_tiny
 
     root = tmp_path_factory.mktemp("models")
@@ -143,7 +143,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 @pytest.fixture(scope="session")
 def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty short rows of prompts and completions."""
+    """Write sixty short rows of prompts and completions."""
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     rows = [{"prompt": f"{prompt} ({number})", "completion": answer} for number in range(5) for prompt, answer in ROWS]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -152,12 +152,12 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> list[str]:
-    """Arguments of `neft train` that train a tiny Llama for four updates into `tmp_path/runs`."""
+    """Return arguments of `neft train` that train a tiny Llama for four steps into `tmp_path/runs`."""
     return quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
 
 
 def quick_arguments(model: Path, rows: Path, output: Path) -> list[str]:
-    """Arguments of `neft train` for a run of seconds."""
+    """Return arguments of `neft train` for a run of a few seconds."""
     assignments = {
         "training.max_steps": 4,
         "training.logging_steps": 1,
@@ -173,7 +173,7 @@ def quick_arguments(model: Path, rows: Path, output: Path) -> list[str]:
 
 
 def new_run(parent: Path, name: str) -> RunDirectory:
-    """A run's folder under its name, with nothing in it."""
+    """Create the empty folder of a run with this name."""
     run = RunDirectory.create(parent, name)
     (run.path / ".lock").touch()
     run.assign_name(parent, name)
@@ -194,13 +194,13 @@ def keep_nfs_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def events(text: str) -> list[dict[str, Any]]:
-    """The events that `--json` wrote."""
+    """Parse the events that `--json` wrote."""
     return [json.loads(line) for line in text.splitlines()]
 
 
 @contextmanager
 def file_system(place: Path, *options: str) -> Iterator[None]:
-    """A file system of its own at `place`."""
+    """Mount a file system at `place` within the block."""
     place.mkdir(exist_ok=True)
     mounted = subprocess.run(["mount", *options, str(place)], capture_output=True, check=False)
     if mounted.returncode:

@@ -1,6 +1,6 @@
-"""An OpenAI-compatible server on 127.0.0.1 that answers as it is told, and can misbehave.
+"""An OpenAI-compatible server on 127.0.0.1 with scripted answers and failures.
 
-It counts what it is asked: what tests say about caching, retries and money is read off `requests`.
+It records all requests, so that tests of caching, retries and costs can count them in `requests`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Judgement = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Request:
-    """What the server was asked, once."""
+    """A request to the server."""
 
     path: str
     headers: dict[str, str]
@@ -41,13 +41,13 @@ class Request:
 
 @dataclass
 class JudgeServer:
-    """A server that runs.
+    """A running server.
 
     Attributes:
-        url: Its address, as `evaluation.judge.base_url` wants it.
-        judge: From a prompt to a reply, for requests that the script leaves alone.
-        script: What the next requests meet, in their order; `always` is what all later ones meet.
-        requests: What came, in the order in which it came.
+        url: Its address, for `evaluation.judge.base_url`.
+        judge: From a prompt to a reply, for requests without a scripted behaviour.
+        script: Behaviours for the next requests, in order; `always` is the behaviour for all later ones.
+        requests: The requests, in the order of their arrival.
     """
 
     url: str
@@ -62,14 +62,14 @@ class JudgeServer:
 
 @dataclass
 class Exchange:
-    """One request under way, as a behaviour sees it."""
+    """A request that is being answered, for a behaviour."""
 
     server: JudgeServer
     request: Request
     handler: BaseHTTPRequestHandler
 
     def send(self, status: int, body: str | bytes, type: str = "application/json", **headers: str) -> None:
-        """Answers in full."""
+        """Send a complete response."""
         content = body.encode() if isinstance(body, str) else body
         self.handler.send_response(status)
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -79,7 +79,7 @@ class Exchange:
         self.handler.wfile.write(content)
 
     def reply(self, text: str | None, finish_reason: str = "stop") -> None:
-        """Answers with a chat completion."""
+        """Send a chat completion."""
         self.send(200, completion(text, finish_reason))
 
 
@@ -87,7 +87,7 @@ Behaviour = Callable[[Exchange], None]
 
 
 def completion(text: str | None, finish_reason: str = "stop") -> str:
-    """The body of a chat completion."""
+    """Return the body of a chat completion."""
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "finish_reason": finish_reason, "message": message}
     usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
@@ -97,33 +97,33 @@ def completion(text: str | None, finish_reason: str = "stop") -> str:
 
 
 def fine(exchange: Exchange) -> None:
-    """What the server's judge says."""
+    """Reply as the server's judge does."""
     exchange.reply(exchange.server.judge(exchange.request.prompt))
 
 
 def says(text: str | None, finish_reason: str = "stop") -> Behaviour:
-    """This text, or a null."""
+    """Reply with this text, or with null."""
     return lambda exchange: exchange.reply(text, finish_reason)
 
 
 def status(code: int, message: str = "no", **headers: str) -> Behaviour:
-    """An error in OpenAI's form; headers with underscores for hyphens."""
+    """Reply with an error in OpenAI's form; underscores in names of headers stand for hyphens."""
     return lambda exchange: exchange.send(code, json.dumps({"error": {"message": message, "code": code}}), **headers)
 
 
 def echoes_the_key(exchange: Exchange) -> None:
-    """401 with all that came in the Authorization header, in body and header."""
+    """Reply 401, with the Authorization header in body and header."""
     sent = exchange.request.headers["authorization"]
     exchange.send(401, json.dumps({"error": {"message": f"wrong key: {sent}, {sent.split()[-1]}"}}), X_Sent=sent)
 
 
 def body(text: str | bytes, type: str = "application/json") -> Behaviour:
-    """200 with this body, whatever it is."""
+    """Reply 200 with this body, whatever it is."""
     return lambda exchange: exchange.send(200, text, type)
 
 
 def cut(exchange: Exchange) -> None:
-    """The connection breaks in the middle of the body."""
+    """Break the connection in the middle of the body."""
     half = completion("A").encode()[:40]
     exchange.handler.send_response(200)
     exchange.handler.send_header("Content-Type", "application/json")
@@ -136,13 +136,13 @@ def cut(exchange: Exchange) -> None:
 
 
 def stuck(exchange: Exchange) -> None:
-    """No answer until the server stops."""
+    """Don't answer until the server stops."""
     exchange.server.released.wait()
     exchange.handler.close_connection = True
 
 
 def drips(exchange: Exchange, pause: float = 0.05, *, headers: bool = False) -> None:
-    """A byte now and then, for ever: of a body, or of a header."""
+    """Send a byte now and then, forever: of a body, or of a header."""
     start = b"HTTP/1.1 200 OK\r\n" + (b"X-Slow: " if headers else b"\r\n")
     exchange.handler.wfile.write(start)
     exchange.handler.close_connection = True
@@ -151,7 +151,7 @@ def drips(exchange: Exchange, pause: float = 0.05, *, headers: bool = False) -> 
 
 
 def streams(exchange: Exchange) -> None:
-    """A body without an end, as fast as it is taken; `server.sent` counts its bytes."""
+    """Send a body without an end, as fast as it is read; `server.sent` counts its bytes."""
     exchange.handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
     exchange.handler.close_connection = True
     piece = b" " * 65536
@@ -161,12 +161,12 @@ def streams(exchange: Exchange) -> None:
 
 
 def redirects(target: str, status: int = 307) -> Behaviour:
-    """To a path or an address."""
+    """Redirect to a path or an address."""
     return lambda exchange: exchange.send(status, "", Location=target)
 
 
 def bomb(exchange: Exchange) -> None:
-    """A body of 1 GB, in 1 MB."""
+    """Send a body of 1 GB, compressed to 1 MB."""
     packer = zlib.compressobj(9, wbits=31)
     packed = b"".join(packer.compress(b" " * 2**20) for _ in range(1024)) + packer.flush()
     exchange.send(200, packed, Content_Encoding="gzip")
@@ -174,7 +174,7 @@ def bomb(exchange: Exchange) -> None:
 
 @contextmanager
 def judge_server(judge: Judgement = lambda prompt: "A") -> Iterator[JudgeServer]:
-    """Runs a server on a free port of 127.0.0.1."""
+    """Run a server on a free port of 127.0.0.1."""
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -224,27 +224,27 @@ PAIRS = [
 
 
 def judge_of(server: JudgeServer, **settings: object) -> Judge:
-    """Settings that ask this server, one question at a time."""
+    """Return settings that use this server, one question at a time."""
     return replace(Judge(base_url=server.url, model="m", concurrency=1), **settings)  # type: ignore[arg-type]
 
 
 def silent(done: int, total: int) -> None:
-    """Shows no progress."""
+    """Report no progress."""
 
 
 def answers_in(prompt: str) -> tuple[str, str]:
-    """The answers A and B in the built-in prompt."""
+    """Return the answers A and B in the built-in prompt."""
     found = re.search(r"=== Answer A ===\n(.*)\n\n=== Answer B ===\n(.*)\n\n=== Your", prompt, re.DOTALL)
     assert found is not None
     return found[1], found[2]
 
 
 def prefers_longer(prompt: str) -> str:
-    """A judge that likes length, wherever it stands."""
+    """Judge that prefers the longer answer, in either position."""
     a, b = answers_in(prompt)
     return "TIE" if len(a) == len(b) else "A" if len(a) > len(b) else "B"
 
 
 def hashed_verdict(prompt: str) -> str:
-    """A judge whose verdict hangs on every character, and is sometimes none."""
+    """Judge whose verdict depends on every character, and is sometimes unreadable."""
     return ["A", "B", "TIE", "**A.**", "Verdict: B", "no idea"][hashlib.sha256(prompt.encode()).digest()[0] % 6]

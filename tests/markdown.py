@@ -1,4 +1,4 @@
-"""Markdown as an independent reader, markdown-it-py, parses it, and a text full of Markdown and HTML."""
+"""Markdown as an independent parser, markdown-it-py, reads it, and a text full of Markdown and HTML."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Every state that a kill can leave: what a folder holds before each file operation of a command.
+"""Record every state that a kill can leave: the content of a folder before each file operation of a command.
 
-A kill (-9) takes a process and its buffers; what it had handed to the system stays. So what it leaves is the folder as
-it is between two file operations. Instead of killing a command once for each operation, one run of it copies the
-folder before each of them; folders that hold the same are kept once. Files that are written in place can also be torn:
-of those there is a second copy, in which half of what was added is missing.
+A kill (-9) ends a process and loses its buffers; what it had handed to the system stays. So a kill leaves the folder as
+it is between two file operations. Instead of killing a command once for each operation, one run of it copies the folder
+before each of them; equal copies are kept once. Files that are written in place can also be torn: they have a second
+copy, in which half of what was added is missing.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ OLD = 7200.0
 
 @dataclass
 class Recorder:
-    """Copies `folder` into `states` before each operation on it that this process or a fork of it does.
+    """Copies `folder` into `states` before each file operation of this process or a fork of it.
 
     Attributes:
         folder: The current folder of the command.
-        states: Takes the copies, in the order of their names.
+        states: Folder of the copies, whose names sort by time.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class Recorder:
     _busy: bool = False
 
     def install(self) -> None:
-        """Begin; there is no end but that of the process."""
+        """Start recording, until the process ends."""
         fsync = os.fsync
 
         def recorded(descriptor: int) -> None:
@@ -76,14 +76,14 @@ class Recorder:
                 copy = self.states / f"{time.time_ns()}-{os.getpid()}"
                 shutil.copytree(self.folder, copy / "folder", symlinks=True, ignore_dangling_symlinks=True)
                 (copy / "operation.txt").write_text(operation.replace(f"{self.folder}/", ""))
-        except (OSError, shutil.Error):  # another process changed it meanwhile: it records by itself
+        except (OSError, shutil.Error):  # another process changed it at the same time, and records it
             pass
         finally:
             self._busy = False
 
 
 def signature(folder: Path) -> frozenset[object]:
-    """What tells a folder from what it was before."""
+    """Return a value that changes if the folder does."""
     found = []
     for path in folder.rglob("*"):
         facts = path.lstat()
@@ -102,7 +102,7 @@ def _main(arguments: Sequence[str], setup: Callable[[], None] | None) -> None:
 
 
 def _recorded(call: Callable[[], object], folder: Path, states: Path | None, output: Path) -> None:
-    """What the process of a command does."""
+    """Call a function in a process, with its file operations recorded."""
     import torch
 
     torch.set_num_threads(1)
@@ -119,12 +119,12 @@ def _recorded(call: Callable[[], object], folder: Path, states: Path | None, out
 def neft_in(
     folder: Path, *arguments: object, states: Path | None = None, setup: Callable[[], None] | None = None
 ) -> tuple[int, str]:
-    """Run `neft` in a warm process with `folder` as its current folder; returns its exit code and what it printed."""
+    """Run `neft` in a warm process with `folder` as its current folder; return its exit code and output."""
     return call_in(folder, partial(_main, [*map(str, arguments)], setup), states)
 
 
 def call_in(folder: Path, call: Callable[[], object], states: Path | None = None) -> tuple[int, str]:
-    """Call a function in a warm process with `folder` as its current folder; its exit code and what it printed."""
+    """Call a function in a warm process with `folder` as its current folder; return its exit code and output."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     output = folder.with_name(f"{folder.name}.txt")
@@ -136,7 +136,7 @@ def call_in(folder: Path, call: Callable[[], object], states: Path | None = None
 
 
 def states_of(states: Path) -> list[Path]:
-    """The folders that were recorded, each as a kill hours ago would have left it, with the torn ones."""
+    """Return the recorded folders, with the torn ones, with the file times that a kill hours ago would have left."""
     found = []
     before: dict[str, bytes] = {}
     for copy in sorted(states.iterdir()):
@@ -160,20 +160,20 @@ def states_of(states: Path) -> list[Path]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder with what they hold."""
+    """Return the files of a folder with their content."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def _is_written_in_place(file: Path) -> bool:
-    """Whether a kill can leave half of it: files that are added to, and those in folders that are not finished."""
+    """Return whether a kill can leave half of a file: files that are appended to, and those in unfinished folders."""
     unfinished = "checkpoint-" in file.parent.name and not (file.parent / "manifest.json").is_file()
     added = file.suffix in (".jsonl", ".log")
     return added or unfinished or file.parent.name == "model.partial"
 
 
 def spread_out(found: Sequence[Path], most: int) -> list[Path]:
-    """At most `most` of the states, evenly spaced, with the first and the last."""
+    """Return at most `most` of the states, evenly spaced, with the first and the last."""
     if len(found) <= most:
         return list(found)
     return [found[place * (len(found) - 1) // (most - 1)] for place in range(most)]

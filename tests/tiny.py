@@ -2,7 +2,7 @@
 
 Two layers, 64 wide (4-bit weights come in blocks of 64), a vocabulary of 256, dropout off. The four families differ in
 what they do to their embeddings: Llama nothing, OPT adds learned positions, Gemma multiplies them by sqrt(hidden) in
-the embedding itself, and Granite multiplies them by 12 behind it. OPT and Gemma tie them to the output by default.
+the embedding itself, and Granite multiplies them by 12 after it. OPT and Gemma tie them to the output by default.
 """
 
 import os
@@ -51,11 +51,11 @@ _FAMILIES: dict[Family, tuple[Any, Any, dict[str, Any]]] = {
 
 
 def tiny_model(family: Family, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A causal language model in float32 and training mode; the same weights whenever `seed` is the same.
+    """Build a causal language model in float32 and training mode; the same `seed` gives the same weights.
 
     Args:
         family: One of FAMILIES.
-        seed: Of the weights; the global random state is left as it was.
+        seed: Seed of the weights; the global random state is unchanged.
         overrides: Fields of the configuration, such as `tie_word_embeddings=True` or `attention_dropout=0.1`.
     """
     config_class, model_class, extra = _FAMILIES[family]
@@ -66,7 +66,7 @@ def tiny_model(family: Family, seed: int = 0, **overrides: Any) -> PreTrainedMod
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token for each byte that UTF-8 uses, 247 in all: it can write and read back any text."""
+    """Build a tokenizer with one token for each byte that UTF-8 uses, 247 in all: it encodes and decodes any text."""
     alphabet = _byte_characters()
     vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS.values(), *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))  # noqa: S106 - no password
@@ -76,13 +76,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tiny(folder: str | os.PathLike[str], family: Family, **overrides: Any) -> None:
-    """Writes `tiny_model(family, **overrides)` and its tokenizer to `folder`, as a hub folder holds them."""
+    """Write `tiny_model(family, **overrides)` and its tokenizer to `folder`."""
     tiny_model(family, **overrides).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
 
 def _byte_characters() -> list[str]:
-    """The printable stand-ins that byte-level tokenizers use, of the 243 bytes that UTF-8 text can hold."""
+    """Return the printable characters that byte-level tokenizers use, for the 243 bytes that UTF-8 text can hold."""
     # Steps of 63 meet every leading byte (64 characters or more share one) and every trailing byte.
     sample = [*range(0x80), *range(0x80, 0xD800, 63), *range(0xE000, 0x110000, 63)]
     step = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -90,7 +90,7 @@ def _byte_characters() -> list[str]:
 
 
 def random_token_rows(lengths: list[int], seed: int = 0) -> list[TokenRow]:
-    """Rows of random tokens; a part in the middle of each has no loss."""
+    """Return rows of random tokens; a part in the middle of each has no loss."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for number, length in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""Writes a tiny Llama as a .gguf, in the layout that llama.cpp's converter gives it."""
+"""Write a tiny Llama as a .gguf file, in the layout of llama.cpp's converter."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ NORMAL, CONTROL = 1, 3
 
 
 def save_tiny_gguf(file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, **token_ids: int) -> None:
-    """Writes `model`, a tiny Llama, with a tokenizer of bytes.
+    """Write `model`, a tiny Llama, with a byte tokenizer.
 
     Args:
         file: Where to.

@@ -29,7 +29,7 @@ def sweep_arguments(model: Path, rows: Path, output: Path, alphas: str = "0,5") 
 
 
 def start_sweep(arguments: list[str]) -> subprocess.Popen[str]:
-    """Start a sweep in a process group of its own, as a terminal would."""
+    """Start a sweep in a new process group, as a terminal would."""
     return subprocess.Popen(
         [sys.executable, "-m", "neftcli", *arguments],
         stdout=subprocess.PIPE,
