@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -108,6 +109,7 @@ def test_resume_accepted_change(neft: Neft, copy: Path) -> None:
     assert said.code == 0, said.err
     [entry] = json.loads((copy / "run.json").read_text())["resumed"]
     assert entry["changes"] == {"neftune.alpha": [5.0, 10.0]}
+    assert re.search(r"^finished: .* in \d+s \(\d+s with earlier commands\)$", said.out, re.MULTILINE)
     mixed = "neftune.alpha 5.0 up to step 6, then 10.0"
     assert f"from here on the run is mixed: {mixed}" in " ".join(said.out.split())
     assert f"| mixed | `{mixed}` |" in (copy / "model" / "README.md").read_text()
