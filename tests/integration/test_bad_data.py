@@ -1,7 +1,7 @@
 """Data that can't be used, or only in part, through the real command line.
 
-Oracles: the whole message of each case, in __snapshots__/test_bad_data.ambr; the folder as it was before; the number of
-rows that were written on purpose, for what is legitimate; and the file under the name that a hint says.
+Oracles: the whole message of each case, in __snapshots__/test_bad_data.ambr; an unchanged folder; the number of rows
+written, for valid data; and the file under the name in a hint.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture(scope="session")
 def llama(tiny_folder: Callable[[str], Path]) -> Path:
-    """Written before a test listens to what is said."""
+    """Return a tiny Llama, written before a test captures the output."""
     return tiny_folder("llama")
 
 
@@ -40,7 +40,7 @@ def lines(*rows: Any) -> str:
 
 
 def data(name: str, content: Content, *more: str) -> Case:
-    """A run on one file; the model is never reached."""
+    """Return a run on one file that fails before it loads the model."""
     return source(name, *more, files={name: content})
 
 
@@ -53,7 +53,7 @@ def turns(*given: Any) -> str:
 
 
 def table(columns: dict[str, list[Any]], edit: Callable[[bytes], bytes] = bytes) -> Callable[[Path], None]:
-    """A Parquet file, with its bytes edited."""
+    """Return a Parquet file, with its bytes edited."""
 
     def write(path: Path) -> None:
         import pyarrow
@@ -66,7 +66,7 @@ def table(columns: dict[str, list[Any]], edit: Callable[[bytes], bytes] = bytes)
 
 
 def huge(before: bytes, behind: bytes = b"") -> Callable[[Path], None]:
-    """A file of 100 MB."""
+    """Write a file of 100 MB."""
     return lambda path: path.write_bytes(before + b"x" * HUGE + behind) and None
 
 
@@ -268,7 +268,7 @@ def test_train_hint_to_rename_a_file(neft: Neft, case: str) -> None:
 
 
 def inspected(neft: Neft, tiny: Path, content: Content, *more: str, name: str = "rows.jsonl") -> list[str]:
-    """What `neft data inspect` says of a file, without its phases and the row that it shows."""
+    """Return the output of `neft data inspect`, without its phases and the row that it shows."""
     lay({name: content})
     result = neft("data", "inspect", "--model", tiny, "--dataset", name, "--rows", "1", *more)
     assert result.code == 0, result.err
@@ -326,7 +326,7 @@ def test_data_inspect_counts_rows(neft: Neft, llama: Path, content: Content, exp
 
 
 def test_data_inspect_notes_unread_columns(neft: Neft, llama: Path) -> None:
-    """Columns and keys of any row, with the number of rows; and what a conversation loses."""
+    """Columns and keys of any row, with the number of rows; and dropped parts of conversations."""
     chat = [QUESTION | {"emotion": "calm"}, ANSWER | {"emotion": "glad"}, {"role": "tool", "content": "x"}]
     rows = [{"messages": [QUESTION | {"content": f"q{number}"}, ANSWER]} for number in range(19)]
     content = lines(*rows, {"messages": chat, "score": 1, "parallel_tool_calls": False, "id": None})
@@ -346,7 +346,7 @@ def test_data_inspect_notes_special_tokens(neft: Neft, llama: Path) -> None:
 
 
 def test_data_inspect_rejects_rows_without_loss(neft: Neft, llama: Path) -> None:
-    """Every label masked: what others train on with a loss of 0.0."""
+    """Every label is masked; other trainers report a loss of 0.0."""
     lay({"rows.jsonl": lines(*({"prompt": "x" * 3000, "completion": "a"} for _ in range(9)))})
     result = neft("data", "inspect", "--model", llama, "--dataset", "rows.jsonl")
     assert (result.code, result.err) == (

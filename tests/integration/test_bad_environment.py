@@ -1,4 +1,4 @@
-"""Invalid environment variables, and those that don't matter, through the real command line.
+"""Invalid environment variables, and those that have no effect, through the real command line.
 
 Oracles: exit code 2 and the name of the invalid variable; exit code 0 if a local folder does not need the variable; the
 hash of the weights if the arithmetic must not change; never a traceback, a token, or a message that blames neft.
@@ -53,11 +53,11 @@ HARMLESS = {
     "CUDA_VISIBLE_DEVICES": "abc",
     "RANK": "x",
 }
-"""All at once: a local folder needs nothing of these."""
+"""All at once: a local folder needs none of these."""
 
 
 def require_no_traceback(result: Result) -> None:
-    """Checks what every ending promises, but for its code."""
+    """Check what holds for every exit, except the exit code."""
     shown = result.out + result.err
     assert "bug of neft" not in shown
     assert "Traceback" not in shown
@@ -113,7 +113,7 @@ def test_train_is_bit_identical_in_any_environment(quick: list[str], tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_data_inspect_terminal_encodings(encoding: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    """Every byte is of the encoding, and what it doesn't hold is escaped."""
+    """Every byte is valid in the encoding, and other characters are escaped."""
     rows = [{"prompt": f"Größe {number}? 你好", "completion": "Köln · 🙂"} for number in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     arguments = ["data", "inspect", "--model", str(tiny_folder("llama")), "--dataset", "rows.jsonl"]
@@ -133,7 +133,7 @@ def test_data_inspect_terminal_encodings(encoding: str, tiny_folder: Callable[[s
 
 @pytest.mark.slow
 def test_train_user_without_a_home(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
-    """What needs the cache names it; a local folder trains, and leaves no folder called ~."""
+    """A command that needs the cache says so; a local folder trains, and no folder called ~ is created."""
     if os.getuid() or shutil.which("setpriv") is None:
         pytest.skip("only root can become somebody without a home")
     place = Path("/tmp") / f"neft-no-home-{os.getpid()}"  # noqa: S108 - pytest's own folders are closed to others
@@ -185,7 +185,7 @@ def test_train_user_without_a_home(tiny_folder: Callable[[str], Path], rows_file
 
 
 def test_messages_never_blame_neft_for_bad_input() -> None:
-    """Messages of bad input are snapshots of other tests."""
+    """The messages for bad input are snapshots of other tests."""
     snapshots = list((Path(__file__).parent / "__snapshots__").glob("test_bad_*.ambr"))
     assert len(snapshots) >= 3
     assert not any("bug of neft" in snapshot.read_text(encoding="utf-8") for snapshot in snapshots)

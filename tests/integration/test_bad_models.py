@@ -1,7 +1,7 @@
 """Models and chat templates that can't be used, through the real command line.
 
-Oracles: the whole message of each case, in __snapshots__/test_bad_models.ambr; the folder as it was before; and what
-remote code and pickles would run did not run.
+Oracles: the whole message of each case, in __snapshots__/test_bad_models.ambr; an unchanged folder; and remote code and
+pickles that would leave a mark if they ran.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def _in_an_empty_folder(
 
 
 def name(given: str, *more: str, **files: Content) -> Case:
-    """A run with this model name; `__` in a file's name is a dot."""
+    """Return a run with this model name; `__` in a file's name is a dot."""
     named = {file.replace("__", "."): content for file, content in files.items()}
     arguments = ("train", "--model", given, "--dataset", "rows.jsonl", *more)
     return Case(arguments, {"rows.jsonl": ROWS, **named})
 
 
 def folder(*without: str, **edits: Edit | bytes) -> Case:
-    """A run with a copy of a tiny Llama, with some files removed or edited."""
+    """Return a run with a copy of a tiny Llama, with some files removed or edited."""
 
     def write(path: Path) -> None:
         shutil.copytree(TINY["llama"], path)
@@ -56,7 +56,7 @@ def folder(*without: str, **edits: Edit | bytes) -> Case:
 
 
 def fields(**changed: Any) -> Edit:
-    """An edit that changes fields of a JSON file."""
+    """Return an edit that changes fields of a JSON file."""
     return lambda content: json.dumps(json.loads(content) | changed).encode()
 
 

@@ -1,7 +1,7 @@
 """Recipes and flags that can't be used, through the real command line.
 
-Oracles: the whole message of each, in __snapshots__/test_bad_recipes.ambr; the folder as it was
-before; and for what YAML tricks would run, that it did not.
+Oracles: the whole message of each, in __snapshots__/test_bad_recipes.ambr; an unchanged folder; and YAML tricks that
+would leave a mark if they ran.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def recipe(content: Content, *more: str, **files: Content) -> Case:
-    """A run by a recipe of this content; a recipe that loads after all ends at data that is not there."""
+    """Return a run with a recipe of this content; a valid recipe ends at a missing data file."""
     named = {name.replace("__", "/"): text for name, text in files.items()}
     arguments = ("train", "--recipe", "r.yaml", "--dataset", "lost.jsonl", *more)
     return Case(arguments, {"r.yaml": content, **named})
@@ -237,7 +237,7 @@ def test_recipe_file_does_not_hide_shipped_recipe(neft: Neft) -> None:
 
 
 def test_alphas_in_brackets(neft: Neft) -> None:
-    """What YAML calls a list is one, on the command line as in a file."""
+    """A YAML list is a list, on the command line as in a file."""
     Path("rows.jsonl").write_text("\n".join(f'{{"prompt": "q{n}", "completion": "a"}}' for n in range(100)))
     both = [
         neft("sweep-alpha", "--dataset", "rows.jsonl", "--alphas", alphas, "--seeds", "x")
@@ -259,7 +259,7 @@ def test_alphas_in_brackets(neft: Neft) -> None:
     ids=lambda arguments: ascii(" ".join(arguments)),
 )
 def test_neft_process_rejects_the_same_way(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """With bytes on the command line that are no text, too, as a shell hands them over."""
+    """Also if the command line has bytes that are not text, as a shell may pass them."""
     (tmp_path / "r.yaml").write_text("about: !!python/object/apply:os.system ['touch hacked']\n")
     (tmp_path / "rows.jsonl").write_text(ROWS)
     (tmp_path / "runs" / "x").mkdir(parents=True)

@@ -1,7 +1,7 @@
-"""Runs that are resumed, evaluated and repeated from another folder than the one in which they were begun.
+"""Runs that are resumed, evaluated and repeated from a folder other than the one in which they were started.
 
-Oracles: the run by the same command from the first folder, by the hash of its weights and of its recipe; and the
-recipe.yaml of the run, which names its files as before.
+Oracles: the run by the same command from the first folder, by the hash of its weights and of its recipe; and the run's
+recipe.yaml, which names its files as before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.conftest import quick_arguments
 def project(
     tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A folder with a model, rows and an empty folder, in which `neft` is typed."""
+    """Return a folder with a model, rows and an empty folder, in which `neft` runs."""
     here = tmp_path / "here"
     (here / "sub").mkdir(parents=True)
     shutil.copytree(tiny_folder("llama"), here / "tiny")
@@ -41,7 +41,7 @@ def record(run: Path) -> dict[str, Any]:
 
 
 def begun(neft: Neft, project: Path) -> Path:
-    """A run that was begun and not finished: it begins again where it is resumed."""
+    """Return a run that was started and not finished: it starts again where it is resumed."""
     run = project / "runs" / "tiny-a5-s0"
     assert neft(*typed()).code == 0
     shutil.rmtree(run / "model")
@@ -99,7 +99,7 @@ def test_eval_and_recipe_from_another_folder(neft: Neft, project: Path, monkeypa
     monkeypatch.chdir(project / "sub")
     evaluated = neft("eval", "../runs/tiny-a5-s0", "--max-rows", "2")
     assert evaluated.code == 0, evaluated.err
-    assert "../runs/tiny-a0-s0" in evaluated.out  # the paired_run is found beside the run
+    assert "../runs/tiny-a0-s0" in evaluated.out  # the paired run is found next to the run
     assert neft("train", "--recipe", "../runs/tiny-a5-s0/recipe.yaml", "--quiet").code == 0
     assert record(project / "sub" / "runs" / "tiny-a5-s0")["weights_sha256"] == record(run)["weights_sha256"]
     (project / "rows.jsonl").rename(project / "away.jsonl")

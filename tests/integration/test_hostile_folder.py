@@ -1,7 +1,7 @@
-"""Commands in a folder of modules that are named like all of Python's and all installed packages'.
+"""Commands in a folder of modules named like all of Python's and all installed packages'.
 
-Oracle: each hostile module leaves a mark when it is imported. They are in the current folder, in a model's folder
-and in a run's; the same modules are shown to leave marks where nothing keeps them out.
+Oracle: each hostile module leaves a mark when it is imported. They are in the current folder, in a model's folder and
+in a run's; tests show that the modules leave marks if nothing excludes them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Hostile:
         (self.folder / "fruit.jsonl").write_text('{"question": "x"}\n{"question": "y"}\n')
 
     def spoil(self, folder: Path) -> None:
-        """Puts the modules into a folder."""
+        """Put the modules into a folder."""
         names = {*sys.stdlib_module_names, *packages_distributions(), "sitecustomize", "usercustomize"}
         for name in names - {"neftcli"}:
             if name.isidentifier():
@@ -62,7 +62,7 @@ class Hostile:
                 (folder / f"{name}.py").write_text(f"open({mark!r}, 'w').write({str(folder)!r})\n")
 
     def neft(self, *arguments: object, program: tuple[str, ...] = ()) -> str:
-        """Runs a command that succeeds; returns its stdout. What was imported is in `marks`."""
+        """Run a command that succeeds and imports no hostile module; return its stdout."""
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         done = subprocess.run(
@@ -78,7 +78,7 @@ class Hostile:
         return done.stdout
 
     def imported(self) -> list[str]:
-        """The modules that were imported."""
+        """Return the hostile modules that were imported."""
         return sorted(mark.name for mark in self.marks.iterdir())
 
 
@@ -108,7 +108,7 @@ def test_quick_commands_import_nothing_hostile(hostile: Hostile, rows_file: Path
 
 @pytest.mark.slow
 def test_train_and_eval_import_nothing_hostile(hostile: Hostile, quick: list[str]) -> None:
-    """Two processes that train; then the run's own folders are hostile, too."""
+    """Two processes train; then the run's own folders are hostile, too."""
     hostile.neft(*quick, "--processes", "2")
     [run] = (hostile.folder / "runs").iterdir()
     hostile.spoil(run)
@@ -119,7 +119,7 @@ def test_train_and_eval_import_nothing_hostile(hostile: Hostile, quick: list[str
 
 @pytest.mark.slow
 def test_sweep_alpha_dry_run_imports_nothing_hostile(hostile: Hostile, quick: list[str]) -> None:
-    """Those of a dry run, which are those of a sweep, with multiprocessing's resource tracker."""
+    """A dry run imports what a sweep does, with multiprocessing's resource tracker."""
     hostile.neft("sweep-alpha", *quick[1:], "--alphas", "0,5", "--seeds", "1", "--dry-run")
 
 
@@ -132,7 +132,7 @@ def test_sweep_alpha_imports_nothing_hostile(engine: str, hostile: Hostile, quic
 
 @pytest.mark.slow
 def test_python_m_imports_nothing_hostile(tiny_folder: Callable[[str], Path], tmp_path: Path, rows_file: Path) -> None:
-    """But for what Python itself imports before it runs the module."""
+    """Except for what Python itself imports before it runs the module."""
     hostile = Hostile(tmp_path, tiny_folder("llama"))
     for name in OF_PYTHON_ITSELF:
         (hostile.folder / f"{name}.py").unlink(missing_ok=True)

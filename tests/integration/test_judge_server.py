@@ -1,7 +1,7 @@
 """A real judge (slow): SmolLM2-135M-Instruct behind `transformers serve`.
 
-Oracles: the server's process, which is gone when the second call has its answers; the reply file, read again by hand.
-Which verdicts so small a model gives is not asserted: it hardly knows the form.
+Oracles: the server's process, which has ended when the second call gets its answers; the reply file, read by hand. The
+verdicts of such a small model are not asserted: it hardly knows the format.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RealServer:
             )
 
     def wait(self, seconds: float) -> None:
-        """Until it answers."""
+        """Wait until it answers."""
         give_up = time.monotonic() + seconds
         while time.monotonic() < give_up:
             assert self.process.poll() is None, self.log.read_text()
@@ -64,7 +64,7 @@ class RealServer:
         raise AssertionError(self.log.read_text())
 
     def stop(self) -> None:
-        """Ends it, by force where it must be."""
+        """Stop it, by force if necessary."""
         self.process.terminate()
         try:
             self.process.wait(20)
@@ -75,13 +75,13 @@ class RealServer:
 
 @pytest.fixture(scope="module")
 def model() -> Path:
-    """The folder of SmolLM2-135M-Instruct."""
+    """Return the folder of SmolLM2-135M-Instruct."""
     return convert_gguf(Path(resolve_model("smollm2-135m").location))
 
 
 @pytest.fixture
 def server(model: Path, tmp_path: Path) -> Iterator[RealServer]:
-    """The server, with the model in memory."""
+    """Start the server, with the model in memory."""
     running = RealServer(model, tmp_path / "server.log")
     try:
         running.wait(180)
@@ -91,7 +91,7 @@ def server(model: Path, tmp_path: Path) -> Iterator[RealServer]:
 
 
 def test_judge_pairs_with_a_real_server(server: RealServer, model: Path, tmp_path: Path) -> None:
-    """Two pairs in both orders, a tie that costs nothing; then the same without a server; then the server is missed."""
+    """Two pairs in both orders, equal answers without a request; the same from the file; then without a server."""
     cache = tmp_path / "replies.jsonl"
     settings = Judge(base_url=f"{server.url}/v1", model=str(model), concurrency=2, timeout=120, max_retries=1)
     seen: list[tuple[int, int]] = []
@@ -116,7 +116,7 @@ def test_judge_pairs_with_a_real_server(server: RealServer, model: Path, tmp_pat
 
 
 def test_judge_pairs_real_server_rejects_a_different_model(server: RealServer, tmp_path: Path) -> None:
-    """It serves one model; the refusal is quoted and comes at once."""
+    """It serves one model; its error is quoted at once."""
     settings = Judge(base_url=f"{server.url}/v1", model="somebody/else", timeout=120, max_retries=0)
     with pytest.raises(JudgeError, match="0 of 4 questions are answered") as caught:
         judge_pairs(PAIRS, settings, tmp_path / "replies.jsonl", lambda done, total: None)

@@ -1,4 +1,4 @@
-"""The lines of Python in a model card: typed as they stand, in the folder where they stand.
+"""The Python code in a model card, run as it is, in the card's folder.
 
 Oracle: the weights and the answer of the model in memory, loaded by peft and transformers from the run's files.
 """
@@ -20,7 +20,7 @@ from tests.tiny_gguf import save_tiny_gguf
 
 
 def code_of(card: str) -> str:
-    """The card's Python."""
+    """Return the card's Python code."""
     found = re.search(r"^```python\n(.*?)^```$", card, re.S | re.M)
     assert found is not None
     return found[1]
@@ -76,7 +76,7 @@ def test_model_card_code_stop_tokens(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The tokenizer's own end is another token than the template's, as with Gemma and bases tuned with ChatML."""
+    """The tokenizer's EOS differs from the template's, as with Gemma and bases tuned with ChatML."""
     monkeypatch.setenv("NEFT_CACHE", str(tmp_path / "cache"))
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<end_of_turn>"]})

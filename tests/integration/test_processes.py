@@ -1,8 +1,7 @@
 """Several processes that train one model, from the command line.
 
-Oracles: the same rows trained by one process; the run that nobody stopped, by the hash of its weights and every line of
-metrics.jsonl but its times. Runs are killed (-9) and stopped by real signals, and launched by neft itself and by
-torchrun.
+Oracles: the same rows trained by one process; the uninterrupted run, by the hash of its weights and every line of
+metrics.jsonl except times. Runs are killed (-9) and stopped by real signals, and launched by neft and by torchrun.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def arguments(tiny_folder: Callable[[str], Path], rows_file: Path) -> list[str]:
-    """What all runs here are given: two epochs of 48 rows."""
+    """Return the arguments of all runs here: two epochs of 48 rows."""
     sets = {
         "data.max_rows": 53,
         "data.held_out_rows": 5,
@@ -57,52 +56,52 @@ def arguments(tiny_folder: Callable[[str], Path], rows_file: Path) -> list[str]:
 
 
 def with_sets(sets: dict[str, Any]) -> list[str]:
-    """Settings as they are typed."""
+    """Return settings as arguments."""
     return [f"--set={key}={value}" for key, value in sets.items()]
 
 
 def begin(folder: Path, *command: str) -> subprocess.Popen[bytes]:
-    """Starts a command in `folder`, where `said` keeps what it says."""
+    """Start a command in `folder`, with its output in the file `said`."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with (folder / "said").open("w") as output:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
 
 
 def end(folder: Path, process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    """Exit code of a command, and what it said."""
+    """Wait for a command; return its exit code and output."""
     return process.wait(timeout=180), (folder / "said").read_text()
 
 
 def do(folder: Path, *command: str) -> tuple[int, str]:
-    """Begins a command and waits for its end."""
+    """Run a command; return its exit code and output."""
     return end(folder, begin(folder, *command))
 
 
-def wait_for_update(run: Path, process: subprocess.Popen[bytes], step: int) -> None:
-    """Waits until the run has logged an update."""
+def wait_for_step(run: Path, process: subprocess.Popen[bytes], step: int) -> None:
+    """Wait until the run has logged a step."""
     metrics = run / "metrics.jsonl"
     while process.poll() is None:
         lines = metrics.read_text().splitlines() if metrics.is_file() else []
         if any(json.loads(line)["step"] >= step for line in lines if line.endswith("}")):
             return
         time.sleep(0.01)
-    raise AssertionError(f"{run} ended before update {step}")
+    raise AssertionError(f"{run} ended before step {step}")
 
 
 def others(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The processes that one has started."""
+    """Return the processes that a process has started."""
     return psutil.Process(process.pid).children()
 
 
 def require_gone(processes: list[psutil.Process]) -> None:
-    """Checks that processes end within seconds."""
+    """Check that processes end within seconds."""
     _, alive = psutil.wait_procs(processes, timeout=10)
     assert not alive
 
 
 @pytest.mark.slow
 def test_train_two_processes_equal_twice_the_batch(arguments: list[str], tmp_path: Path) -> None:
-    """Without noise, whose draws are each process's own; up to the order of floating-point sums."""
+    """Without noise, which each process draws itself; up to the order of floating-point sums."""
     sets = with_sets({"neftune.alpha": 0, "training.batching": "padded"})
     assert do(tmp_path, *NEFT, *arguments, *sets, "--processes", "2", "--name", "two")[0] == 0
     assert (
@@ -119,7 +118,7 @@ def test_train_two_processes_equal_twice_the_batch(arguments: list[str], tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [pytest.param(mode, marks=[pytest.mark.slow] * ("three" in mode)) for mode in MODES])
 def test_train_killed_processes_resume_bit_identically(mode: str, arguments: list[str], tmp_path: Path) -> None:
-    """In the second epoch, whose order is another than the first one's."""
+    """In the second epoch, whose order differs from the first."""
     number = "3" if "three" in mode else "2"
     command = [*NEFT, *arguments, *with_sets(MODES[mode])]
     if "torchrun" in mode:
@@ -130,7 +129,7 @@ def test_train_killed_processes_resume_bit_identically(mode: str, arguments: lis
     broken = tmp_path / "runs" / "broken-a5-s0"
     steps = json.loads((tmp_path / "runs" / "whole-a5-s0" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     process = begin(tmp_path, *command, "--name", "broken", "--processes", number, "--save-steps", "1")
-    wait_for_update(broken, process, steps // 2 + 2)
+    wait_for_step(broken, process, steps // 2 + 2)
     rest = others(process)
     process.kill()
     process.wait()
@@ -148,13 +147,13 @@ def test_train_killed_processes_resume_bit_identically(mode: str, arguments: lis
 
 @pytest.mark.slow
 def test_train_processes_signals_and_failures(arguments: list[str], tmp_path: Path) -> None:
-    """One run, stopped by SIGTERM, then by the death of its other process, and never gone on with by another number."""
+    """Stop a run by SIGTERM, then kill its other process; a different number of processes never resumes it."""
     run = tmp_path / "runs" / "run-a5-s0"
     again = [*NEFT, "train", "--resume", str(run)]
     long = [*arguments, "--set=training.num_train_epochs=500", "--name", "run", "--processes", "2"]
 
     process = begin(tmp_path, *NEFT, *long)
-    wait_for_update(run, process, 4)
+    wait_for_step(run, process, 4)
     rest = others(process)
     rest[0].send_signal(signal.SIGTERM)  # only the first one decides
     process.send_signal(signal.SIGTERM)
@@ -171,7 +170,7 @@ def test_train_processes_signals_and_failures(arguments: list[str], tmp_path: Pa
         assert f"got      3 (checkpoint-{verify_newest(run)}: 2)" in output
 
     process = begin(tmp_path, *again)
-    wait_for_update(run, process, verify_newest(run) + 4)
+    wait_for_step(run, process, verify_newest(run) + 4)
     rest = others(process)
     rest[0].kill()
     code, output = end(tmp_path, process)
@@ -202,7 +201,7 @@ PHASES = [
 
 @pytest.fixture(scope="module")
 def complete_run(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run of two processes."""
+    """Train an uninterrupted run of two processes."""
     folder = tmp_path_factory.mktemp("complete")
     code, output = do(folder, *command_of_two(arguments), "run")
     assert code == 0, output
@@ -210,7 +209,7 @@ def complete_run(arguments: list[str], tmp_path_factory: pytest.TempPathFactory)
 
 
 def command_of_two(arguments: list[str]) -> list[str]:
-    """A command of two processes, without the name of the run."""
+    """Return the command of two processes, without the name of the run."""
     sets = ["--processes", "2", "--set=training.num_train_epochs=1", "--save-steps", "4"]
     return [*NEFT, *[word for word in arguments if word != "--quiet"], *sets, "--json", "--name"]
 
@@ -220,7 +219,7 @@ def command_of_two(arguments: list[str]) -> list[str]:
 def test_train_processes_killed_in_a_phase(
     phase: str, which: str, arguments: list[str], complete_run: Path, tmp_path: Path
 ) -> None:
-    """All end; then the run resumes, or the same command begins it if it had no folder yet."""
+    """All processes end; then the run resumes, or the same command starts it if it had no folder yet."""
     command = command_of_two(arguments)
     process = begin(tmp_path, *command, "run")
     while process.poll() is None and f'"phase": "{phase}"' not in (tmp_path / "said").read_text():
@@ -239,7 +238,7 @@ def test_train_processes_killed_in_a_phase(
 
 
 def verify_newest(run: Path) -> int:
-    """Updates done in the newest checkpoint, which verifies."""
+    """Verify the newest checkpoint, and return its step."""
     return max(verify(place).step for place in (run / "checkpoints").iterdir())
 
 

@@ -1,7 +1,7 @@
-"""Every shipped recipe trains two updates, with a tiny model of its family and a few local rows in its layout.
+"""Every shipped recipe trains two steps, with a tiny model of its family and a few local rows in its format.
 
-Oracle: the run finishes with the recipe's own settings; only model, data, length of the run and what needs a GPU
-are replaced.
+Oracle: the run finishes with the recipe's own settings; only the model, the data, the length of the run and settings
+that need a GPU are replaced.
 """
 
 from __future__ import annotations

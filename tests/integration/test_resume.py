@@ -1,6 +1,6 @@
-"""`neft train --resume` as a person types it: what is refused, what is said, and what is safe.
+"""`neft train --resume`: rejections, messages, and the safety of the run's files.
 
-Oracles: the run that was never stopped, a disk that is really full, a folder that is really read-only.
+Oracles: the uninterrupted run, a disk that is really full, a folder that is really read-only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Neft = Callable[..., Result]
 def stopped(
     tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
-    """A run that was killed behind its seventh update, with checkpoints behind the fourth and the sixth."""
+    """Train a run that is killed after its seventh step, with checkpoints after the fourth and the sixth."""
     output = tmp_path_factory.mktemp("stopped")
     settings = {**SETTINGS, **LORA, "model.name": tiny_folder("llama"), "data.source": rows_file}
     assert run_training(settings, output, killer=Killer(7)) == -signal.SIGKILL
@@ -41,13 +41,13 @@ def stopped(
 
 @pytest.fixture
 def copy(stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
-    """The stopped run, to be spoilt."""
+    """Return a copy of the stopped run, to be changed."""
     shutil.copytree(stopped[0], tmp_path / "run-a5-s0")
     return tmp_path / "run-a5-s0"
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What a folder holds, but for the lock that a killed process leaves and what libraries said."""
+    """Return the files of a folder, except the lock of a killed process and the output of libraries."""
     found = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in (".lock", "train.log"))
     return {str(file.relative_to(folder)): file.read_bytes() for file in found}
 
@@ -120,7 +120,7 @@ def test_resume_accepted_change(neft: Neft, copy: Path) -> None:
 
 @pytest.fixture
 def movable(stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A run that was killed, and its own copies of rows and model: the run's folder, the rows, the model's folder."""
+    """Return a killed run's folder, and its own copies of the rows and the model."""
     rows, model = tmp_path / "rows.jsonl", tmp_path / "model"
     shutil.copy(stopped[1]["data.source"], rows)
     shutil.copytree(stopped[1]["model.name"], model)
@@ -130,14 +130,14 @@ def movable(stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> tuple[Path,
 
 
 def change_last_byte(file: Path) -> None:
-    """Other weights of the same shapes."""
+    """Change the weights, not their shapes."""
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
 
 
 def change_settings(file: Path) -> None:
-    """Another model of the same weights."""
+    """Change the model's configuration, not its weights."""
     file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 1e-3}))
 
 
@@ -312,7 +312,7 @@ def test_full_disk_during_training(neft: Neft, stopped: tuple[Path, dict[str, An
 
 @pytest.mark.slow
 def test_full_disk_before_training(neft: Neft, copy: Path, tmp_path: Path) -> None:
-    """A new run leaves nothing; one that was stopped is as it was."""
+    """A new run leaves nothing; a stopped run is unchanged."""
     with file_system(tmp_path / "small", "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
         folder = tmp_path / "small" / "run-a5-s0"
         shutil.copytree(copy, folder)
@@ -345,7 +345,7 @@ def test_resume_missing_recipe(neft: Neft, copy: Path) -> None:
 def test_full_disk_at_the_last_write(
     neft: Neft, stopped: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record can't say "finished"; what is safe is said, and it is finished when there is room."""
+    """The record can't say "finished"; the message names what is saved, and the run finishes once there is space."""
     typed = [part for key, value in stopped[1].items() for part in ("--set", f"{key}={value}")]
     write = RunDirectory.write_json
 

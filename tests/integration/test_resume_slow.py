@@ -1,6 +1,6 @@
-"""Resuming where it takes long (slow): the real SmolLM2-135M.
+"""Resuming the real SmolLM2-135M (slow).
 
-Oracle: the run that nobody stopped, by the hash of its weights.
+Oracle: the uninterrupted run, by the hash of its weights.
 """
 
 from __future__ import annotations

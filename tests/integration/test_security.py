@@ -1,6 +1,6 @@
-"""Hostile files, names and answers, and the whereabouts of secrets, through the command line's own `main`.
+"""Hostile files, names and answers, and leaks of secrets, through the command line's own `main`.
 
-Oracles: a folder that only hostile code would make (a test shows that each such file makes it if nothing stops it),
+Oracles: a folder that only hostile code would create (a test shows that each such file creates it if nothing stops it),
 canaries as keys and tokens, the server that receives them, and Unicode's categories of characters.
 """
 
@@ -33,7 +33,7 @@ SHORT = ("--set", "evaluation.generation.max_new_tokens=4", "--no-base")
 
 
 class Makes:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ class Makes:
 
 
 def pickled(folder: Path) -> bytes:
-    """A file in torch's form that makes `folder` when it is unpickled."""
+    """Return a file in torch's format that creates `folder` when it is unpickled."""
     stream = io.BytesIO()
     torch.save(Makes(folder), stream)
     return stream.getvalue()
@@ -51,7 +51,7 @@ def pickled(folder: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def trained(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder `runs` with three runs of a tiny Llama: alpha 0, alpha 5, and alpha 5 with LoRA."""
+    """Return a folder `runs` with three runs of a tiny Llama: alpha 0, alpha 5, and alpha 5 with LoRA."""
     output = tmp_path_factory.mktemp("trained") / "runs"
     arguments = [*quick_arguments(tiny_folder("llama"), rows_file, output), "--learning-rate", "5e-3"]
     for extra in (["--alpha", "0"], ["--alpha", "5"], ["--lora", "--set", "name=lora"]):
@@ -62,7 +62,7 @@ def trained(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factor
 
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the runs that a test may change, in a folder of its own."""
+    """Return a copy of the runs that a test may change, in a new folder."""
     shutil.copytree(trained, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs"
@@ -70,7 +70,7 @@ def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 @pytest.fixture
 def made(tmp_path: Path) -> Iterator[Path]:
-    """The folder that hostile files would make; that none has is asserted at the end."""
+    """Return the folder that hostile files would create; check at the end that it does not exist."""
     folder = tmp_path / "made"
     yield folder
     assert not folder.exists()
@@ -99,7 +99,7 @@ IN_A_RUN = (
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-a5-s0", "lora-a5-s0"])
 def test_pickles_in_a_run(name: str, runs: Path, made: Path) -> None:
-    """The run is evaluated, and gone on from, as if they were not there."""
+    """The run is evaluated and resumed as if they did not exist."""
     before = call_neft("eval", runs / name, "--no-answers", "--no-base", "--quiet")
     shutil.rmtree(runs / name / "evaluation")
     for file in IN_A_RUN:
@@ -114,7 +114,7 @@ def test_pickles_in_a_run(name: str, runs: Path, made: Path) -> None:
 
 @pytest.mark.slow
 def test_pickles_in_the_cache(runs: Path, made: Path) -> None:
-    """Files of an evaluation's results, the judge's replies and a sweep's cells: measured anew, or told."""
+    """In results of an evaluation, the judge's replies and a sweep's cells: measured again, or reported."""
     run = runs / "tiny-a5-s0"
     assert call_neft("eval", run, "--no-base", *SHORT).code == 0
     kept = [*(run / "evaluation").glob("*.jsonl")]
@@ -147,7 +147,7 @@ def test_pickles_in_a_checkpoint_with_a_new_manifest(
     made: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever can write a checkpoint can write its manifest, so what it holds is not trusted for that."""
+    """Who can write a checkpoint can write its manifest, so a valid manifest is no reason to trust its files."""
     publish = CheckpointFolder.publish
 
     def publish_and_stop(checkpoints: CheckpointFolder, step: int, facts: Mapping[str, Any]) -> None:
@@ -180,7 +180,7 @@ def test_pickles_as_rows(ending: str, tmp_path: Path, made: Path) -> None:
 
 @pytest.mark.slow
 def test_runs_contain_no_pickles(runs: Path) -> None:
-    """No training_args.bin, which holds tokens where one was given, and nothing else that torch or pickle wrote."""
+    """No training_args.bin, which contains tokens, and nothing else that torch or pickle wrote."""
     left = [file.name for file in runs.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
     assert left == []
 
@@ -189,7 +189,7 @@ def test_runs_contain_no_pickles(runs: Path) -> None:
 
 
 def bring_code(model: Path, made: Path) -> None:
-    """Makes a model's classes its own, in a file that makes a folder when it is imported."""
+    """Give a model its own classes, in a file that creates a folder when it is imported."""
     (model / "own.py").write_text(
         f"import os\nos.makedirs({str(made)!r}, exist_ok=True)\n"
         "from transformers import LlamaConfig, LlamaForCausalLM\n"
@@ -203,7 +203,7 @@ def bring_code(model: Path, made: Path) -> None:
 
 @pytest.fixture
 def with_code(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A model with code of its own."""
+    """Return a model with its own code."""
     model = shutil.copytree(tiny_folder("llama"), tmp_path / "with-code")
     bring_code(model, tmp_path / "code-ran")
     return model
@@ -232,7 +232,7 @@ def test_remote_code_absent_is_recorded(runs: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["run", "baseline"])
 def test_remote_code_of_somebody_elses_run(place: str, runs: Path, tmp_path: Path) -> None:
-    """Even where its own recipe says that it may: the switch is what is typed here."""
+    """Even if the run's recipe allows it: only the command line decides."""
     theirs = runs / "tiny-a5-s0"
     bring_code(theirs / "model", tmp_path / "code-ran")
     recipe = (theirs / "recipe.yaml").read_text()
@@ -303,14 +303,14 @@ CANARIES = {
 
 @pytest.fixture
 def canaries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keys and tokens in the environment, and what no output and no file may hold."""
+    """Set keys and tokens in the environment; return the texts that no output and no file may contain."""
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
     return [*CANARIES.values(), "canary", "Canary"]
 
 
 def everything_below(folder: Path) -> str:
-    """All bytes of all files, and their names."""
+    """Return the bytes of all files, and their names."""
     return "\n".join(str(file) + file.read_bytes().decode("latin-1") for file in folder.rglob("*") if file.is_file())
 
 
@@ -329,7 +329,7 @@ def test_secrets_search_finds_them(tmp_path: Path) -> None:
 def test_secrets_of_training(
     extra: tuple[str, ...], canaries: list[str], tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
-    """A run that finishes, one whose loss becomes NaN, and one of a model that the hub is asked for."""
+    """A finished run, one whose loss becomes NaN, and one of a model that the hub is asked for."""
     arguments = quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
     results = [
         call_neft(*arguments, *extra),
@@ -344,7 +344,7 @@ def test_secrets_of_training(
 @pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.parametrize("extra", [(), ("--json",), ("--debug",)])
 def test_secrets_of_an_evaluation(extra: tuple[str, ...], canaries: list[str], runs: Path) -> None:
-    """A judge that answers, one that refuses and sends the key back, and one whose address holds a password."""
+    """A judge that answers, one that rejects and echoes the key, and one whose address contains a password."""
     judged = ["eval", "tiny-a5-s0", "--baseline", "tiny-a0-s0", *SHORT, *extra, "--judge-model", "m", "--judge"]
     with judge_server(prefers_longer) as server:
         server.always = echoes_the_key
@@ -367,7 +367,7 @@ def test_secrets_of_an_evaluation(extra: tuple[str, ...], canaries: list[str], r
 def test_secrets_of_a_sweep(
     canaries: list[str], tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
-    """Its recipe, its cells, the log of its workers, its judge's replies and its verdict."""
+    """Its recipe, cells, worker log, judge replies and verdict."""
     arguments = quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")[1:]
     arguments += ["--alphas", "0,5", "--seeds", "1", "--metric", "win_rate_length_controlled", "--judge-model", "m"]
     arguments += ["--set", "training.learning_rate=5e-3", "--set", "evaluation.samples=0"]
@@ -392,7 +392,7 @@ def test_secrets_of_a_sweep(
 
 
 def acting(text: str) -> set[str]:
-    """The characters of an output that could act on a terminal, line breaks aside."""
+    """Return the characters of an output that could control a terminal, except line breaks."""
     acts = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return {letter for letter in text if letter != "\n" and unicodedata.category(letter) in acts}
 
@@ -400,7 +400,7 @@ def acting(text: str) -> set[str]:
 def test_file_names_are_sanitised_for_the_terminal(
     tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
-    """Of rows, a model, a template and a task, in what is said of them and in what is said against them."""
+    """Names of rows, a model, a template and a task, in messages and in errors."""
     name = "\x1b]0;title\x07\x1b[31m\x9b1m\u202egnp [red] :smile: |![](x)<img src=x>"
     model = shutil.copytree(tiny_folder("llama"), tmp_path / name)
     rows = shutil.copy(rows_file, tmp_path / f"{name}.jsonl")
@@ -443,7 +443,7 @@ def test_files_follow_the_umask(tiny_folder: Callable[[str], Path], rows_file: P
 
 @pytest.mark.slow
 def test_files_are_not_writable_by_all(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
-    """Those of the libraries, of checkpoints and of an evaluation, too, whatever the umask."""
+    """Including files of the libraries, of checkpoints and of an evaluation, whatever the umask."""
     before = os.umask(0)
     try:
         assert call_neft(*quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")).code == 0
@@ -460,7 +460,7 @@ def test_files_are_not_writable_by_all(tiny_folder: Callable[[str], Path], rows_
 def test_eval_failed_start_removes_only_its_own_files(
     runs: Path, tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither what somebody put beside it nor what a link leads to."""
+    """It keeps files of others, and files that a link leads to."""
     run, outside = runs / "tiny-a5-s0", tmp_path / "outside"
     for folder in (run / "evaluation" / "held-out", outside / "held-out"):
         folder.mkdir(parents=True)
@@ -480,7 +480,7 @@ def test_eval_failed_start_removes_only_its_own_files(
 @pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.parametrize("kind", ["losses", "answers", "log", "verdicts"])
 def test_links_as_cache_files(kind: str, runs: Path, tmp_path: Path) -> None:
-    """Files that are added to would cut a last line that has no end, and go on behind it."""
+    """Files that are appended to would lose an unfinished last line, and be continued."""
     run, mine = runs / "tiny-a5-s0", tmp_path / "mine.txt"
     with judge_server(prefers_longer) as server:
         judged = ("--baseline", "tiny-a0-s0", "--judge", server.url, "--judge-model", "m")

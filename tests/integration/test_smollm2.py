@@ -1,6 +1,6 @@
-"""The real SmolLM2-135M (slow): the quickstart, cut short.
+"""The real SmolLM2-135M (slow): a short quickstart.
 
-Oracle: the model's own held-out loss falls, and a run repeats to the bit.
+Oracle: the model's held-out loss falls, and a repeated run is bit-identical.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Ray engine on a real cluster of two nodes on this machine.
 
 Oracles: the same recipe trained by `neft train` alone, a cluster that loses a node, and `neft train --resume` on a run
-that a node began.
+that a node started.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STEPS = 80
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    """A cluster of two nodes of one CPU."""
+    """Start a cluster of two nodes of one CPU."""
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": 2**27, "include_dashboard": False}
@@ -57,7 +57,7 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture
 def cells(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> list[Cell]:
-    """Two alphas and two seeds on a tiny model, and a fifth cell whose loss becomes NaN."""
+    """Return two alphas and two seeds on a tiny model, and a fifth cell whose loss becomes NaN."""
     sets = {
         "model.name": tiny_folder("llama"),
         "data.source": rows_file,
@@ -146,7 +146,7 @@ def test_ray_engine_lost_node_costs_no_cell_and_no_bit(
 
 
 def done_by(engine: RayEngine, cells: list[Cell], told: Callable[[Cell, Event], None]) -> list[CellOutcome]:
-    """How cells end, after which the cluster is left."""
+    """Run cells, leave the cluster, and return how they ended."""
     outcomes: list[CellOutcome] = []
     try:
         engine.run(cells, told, lambda _cell, outcome: outcomes.append(outcome))
@@ -157,7 +157,7 @@ def done_by(engine: RayEngine, cells: list[Cell], told: Callable[[Cell, Event], 
 
 @pytest.mark.slow
 def test_ray_engine_workers_import_from_no_folder_of_the_driver(tmp_path: Path) -> None:
-    """Ray adds the driver's current folder to their path, before the packages: an empty one, which goes at the end."""
+    """Ray puts the driver's current folder on their path before the packages: an empty one, moved to the end."""
     engine = RayEngine(None, 0, tmp_path)
     try:
         import ray
@@ -177,7 +177,7 @@ def test_ray_engine_workers_import_from_no_folder_of_the_driver(tmp_path: Path) 
 def test_ray_engine_resumes_a_preempted_cell_bit_identically(
     cells: list[Cell], cluster: Any, neft: Callable[..., Result], tmp_path: Path
 ) -> None:
-    """The run of a preempted cell, with its checkpoint, is one that `neft train --resume` takes, too."""
+    """`neft train --resume` also accepts the run of a preempted cell, with its checkpoint."""
     folder = tmp_path / "sweep"
     recipe = replace(cells[1].recipe, training=replace(cells[1].recipe.training, max_steps=1000))
     long = [
@@ -211,7 +211,7 @@ def test_ray_engine_resumes_a_preempted_cell_bit_identically(
 def test_ray_engine_only_evaluates_a_trained_cell(
     cells: list[Cell], cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With other settings than before, with a task file whose path is relative, on the weights that are there."""
+    """With settings other than before, and a task file with a relative path, on the existing weights."""
     letters = {"question": "{n} or {m}?", "choices": ["a", "b"], "answer": 0}
     (tmp_path / "letters.jsonl").write_text("".join(json.dumps(letters) + "\n" for _ in range(8)))
     (tmp_path / "letters.yaml").write_text(

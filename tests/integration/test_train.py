@@ -327,7 +327,7 @@ def test_train_saves_the_model_before_the_last_evaluation_fails(
 
     def scarce(*arguments: object) -> list[loss.RowLoss]:
         measured.append(arguments)
-        if len(measured) > 4:  # two sides before training and two half way
+        if len(measured) > 4:  # two sides before training and two halfway
             raise MemoryError
         return [loss.RowLoss("", 1.0, 1, 0)]
 

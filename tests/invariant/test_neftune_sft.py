@@ -39,7 +39,7 @@ pytestmark = [
 ]
 each_adapter = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 
-# How trl lays the batches out, by the name of what a person asks for. `max_length` None: nothing is cut.
+# Batch layouts of trl by name. `max_length` None: nothing is truncated.
 COLLATIONS: dict[str, dict[str, Any]] = {
     "padded": {"max_length": None},
     "padding_free": {"padding_free": True, "max_length": None},
@@ -322,7 +322,7 @@ def test_evaluation_between_steps_has_no_noise(build: Build) -> None:
     assert evaluated(ALPHA) == evaluated(0.0)
 
 
-# Updates, accumulation, resuming
+# Steps, accumulation, resuming
 
 
 @pytest.mark.slow
@@ -342,7 +342,7 @@ def test_noise_differs_between_micro_batches_and_steps_and_repeats_with_the_seed
         return [seen.noise for seen in watch.passes]
 
     first = run(1)
-    assert len(first) == 4, "two updates of two micro-batches"
+    assert len(first) == 4, "two steps of two micro-batches"
     for left in range(4):
         for right in range(left):
             assert (first[left] != first[right]).mean() > 0.99

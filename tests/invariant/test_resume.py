@@ -1,8 +1,8 @@
-"""A run that was killed and resumed equals the run that was never stopped, bit for bit.
+"""A run that was killed and resumed is bit-identical to the uninterrupted run.
 
 Oracle: the same recipe, uninterrupted. Runs kill themselves (-9) after a step or while a checkpoint is written, or are
-stopped by a signal; then they are resumed in a new process until they finish. Compared are the hash of the weights and
-every line of metrics.jsonl except times.
+stopped by a signal; then they are resumed in a new process until they finish. The tests compare the hash of the weights
+and every line of metrics.jsonl except times.
 """
 
 from __future__ import annotations

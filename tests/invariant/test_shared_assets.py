@@ -1,4 +1,4 @@
-"""Runs that share what they loaded equal runs that loaded it themselves, to the bit.
+"""Runs with shared assets are bit-identical to runs that loaded the model and the data themselves.
 
 Oracle: SHA-256 of the weights of the same recipe trained alone.
 """
@@ -29,15 +29,15 @@ METHODS = {
 
 
 class Silent:
-    """Watches without a word."""
+    """Observer that ignores all events."""
 
     def notify(self, event: object) -> None:
-        """Does nothing."""
+        """Ignore an event."""
 
 
 @pytest.fixture
 def recipe(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    """A recipe of three updates on a tiny model with dropout."""
+    """Return a recipe of three steps on a tiny model with dropout."""
 
     def of(*sets: str) -> Recipe:
         settings = [
@@ -56,7 +56,7 @@ def recipe(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) 
 
 
 def outcome(finished: RunFinished) -> dict[str, Any]:
-    """A run's weights and all that it measured, without its name and its times."""
+    """Return a run's weights and measurements, without its name and times."""
     run = Path(finished.run)
     [weights] = (run / "model").glob("*.safetensors")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -74,7 +74,7 @@ def outcome(finished: RunFinished) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_asset_cache_bit_identical(method: str, recipe: Callable[..., Recipe]) -> None:
-    """Alpha, seed and learning rate of those before it leave no trace."""
+    """Alpha, seed and learning rate of earlier runs leave no trace."""
     sets = METHODS[method]
     cells = [
         recipe(*sets, "neftune.alpha=15", "training.seed=3", "training.learning_rate=1e-2"),
@@ -91,7 +91,7 @@ def test_asset_cache_bit_identical(method: str, recipe: Callable[..., Recipe]) -
 
 @pytest.mark.slow
 def test_asset_cache_loads_once(recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One load for three runs; another model, other rows or another way of tuning are loaded anew."""
+    """Three runs load once; a different model, rows or tuning method loads again."""
     from neftcli.training import assets
 
     loads: list[str] = []
