@@ -5,10 +5,10 @@
 Draws sweeps (three noised arms and alpha 0) and evaluations (two runs) without a true difference, and with the median
 minimum detectable effect (MDE) of these draws planted in one arm. Sweeps are judged as the command judges them: cells'
 values in `SweepResults`, `judge_sweep` down to the recommendation, to which the link `best` points, and from six seeds
-on also with early stopping by `decide`. `situations.py` has what is drawn.
+on also with early stopping by `decide`. `situations.py` describes the simulated data.
 
-Two things differ from the command, both for speed: tests draw 599 sign patterns instead of 9,999, and what decides
-nothing is left out (the arms' own bootstrap intervals, three quarters of the time, and the estimate of the true level).
+Two things differ from the command, both for speed: tests draw 599 sign patterns instead of 9,999, and parts that decide
+nothing are skipped (the arms' own bootstrap intervals, three quarters of the time, and the estimate of the true level).
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Rates:
     """Counts of one situation with one planted effect, as shares of the draws; NaN if a count does not apply.
 
     Attributes:
-        false: Better or worse is said over new seeds of any arm without a true difference.
-        these_false: Lower or higher is said for these seeds of any arm, without a true difference for them.
+        false: An arm without a true difference is called better or worse, over new seeds.
+        these_false: An arm without a true difference for these seeds is called lower or higher for them.
         wrong: An arm without a true gain is recommended.
         found: The arm with the planted effect is better; of an evaluation or one seed, for these seeds.
         covered: The interval over new seeds holds the truth, over all arms.
@@ -240,7 +240,7 @@ def comparisons(found: Verdict) -> list[Comparison]:
 
 
 def is_false(found: Verdict, effect: float) -> bool:
-    """Return whether better or worse is said of an arm without a true difference; with an effect, of the others."""
+    """Return whether an arm without a true difference is called better or worse; with an effect, one of the others."""
     words = [comparison.verdict for comparison in comparisons(found)]
     return bool({"better", "worse"} & set(words[1:] if effect else words))
 

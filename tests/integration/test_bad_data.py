@@ -273,8 +273,8 @@ def inspected(neft: Neft, tiny: Path, content: Content, *more: str, name: str = 
     result = neft("data", "inspect", "--model", tiny, "--dataset", name, "--rows", "1", *more)
     assert result.code == 0, result.err
     require_harmless(result)
-    told = ("data: rows", "data: tok", "note: ")
-    return [line for line in result.out.splitlines() if line.startswith(told)]
+    prefixes = ("data: rows", "data: tok", "note: ")
+    return [line for line in result.out.splitlines() if line.startswith(prefixes)]
 
 
 ALL = "data: rows.jsonl (prompt/completion) · 20 rows: 16 for training, 4 held out"

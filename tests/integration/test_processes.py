@@ -243,7 +243,7 @@ def verify_newest(run: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "expected_message"),
     [
         (["eval", "runs/x"], "neft eval runs in a single process"),
         (["sweep-alpha"], "neft sweep-alpha runs in a single process"),
@@ -251,12 +251,12 @@ def verify_newest(run: Path) -> int:
     ],
 )
 def test_main_rejects_a_launcher(
-    neft: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, command: list[str], told: str
+    neft: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, command: list[str], expected_message: str
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = neft(*command)
     assert done.code == 2
-    assert told in done.err
+    assert expected_message in done.err
     assert "WORLD_SIZE 2" in done.err
 
 

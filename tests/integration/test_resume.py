@@ -65,7 +65,7 @@ def test_resume_stopped_run(neft: Neft, copy: Path, stopped: tuple[Path, dict[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "expected_message"),
     [
         (["--alpha", "10"], "neftune.alpha differs from that of checkpoint-6\n  got      10.0 (checkpoint-6: 5.0)"),
         (["--seed", "1"], "training.seed differs from that of checkpoint-6\n  got      1 (checkpoint-6: 0)"),
@@ -85,11 +85,11 @@ def test_resume_stopped_run(neft: Neft, copy: Path, stopped: tuple[Path, dict[st
         (["--output-dir", "other"], "--output-dir and --resume can't be combined\n"),
     ],
 )
-def test_resume_different_recipe(neft: Neft, copy: Path, typed: list[str], told: str) -> None:
+def test_resume_different_recipe(neft: Neft, copy: Path, typed: list[str], expected_message: str) -> None:
     before = files(copy)
     said = neft("train", "--resume", copy, *typed)
     assert said.code == 2
-    assert told in said.err
+    assert expected_message in said.err
     assert "Traceback" not in said.err
     assert files(copy) == before
 
@@ -178,11 +178,11 @@ def test_resume_moved_rows_and_model(
     said = neft("train", "--resume", folder)
     assert said.code == 2
     assert "2 errors" in said.err
-    for told, flag in (
+    for expected_message, flag in (
         ("model.name: this folder doesn't exist", "--model"),
         ("data.source: no such file", "--dataset"),
     ):
-        assert told in said.err
+        assert expected_message in said.err
         assert f"neft train --resume {folder} {flag} PATH    the new path" in said.err
     typed = ["--model", tmp_path / "moved", "--dataset", tmp_path / "moved.jsonl"]
     said = neft("train", "--resume", folder, *typed)
@@ -250,7 +250,7 @@ def test_resume_no_checkpoint_verifies(neft: Neft, copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "expected_message"),
     [
         (["--resume", "nowhere"], "--resume: no such run"),
         (["--accept-changes"], "--accept-changes needs --resume"),
@@ -262,10 +262,10 @@ def test_resume_no_checkpoint_verifies(neft: Neft, copy: Path) -> None:
         (["--recipe", ""], "no such recipe"),
     ],
 )
-def test_resume_bad_flags(neft: Neft, typed: list[str], told: str) -> None:
+def test_resume_bad_flags(neft: Neft, typed: list[str], expected_message: str) -> None:
     said = neft("train", *typed)
     assert said.code == 2
-    assert told in said.err
+    assert expected_message in said.err
 
 
 @pytest.mark.slow

@@ -95,20 +95,22 @@ def test_ray_engine_lost_node_costs_no_cell_and_no_bit(
     folder = tmp_path / "sweep"
     folder.mkdir()
     *good, wrong = cells
-    said: list[tuple[str, Event]] = []
+    received: list[tuple[str, Event]] = []
     outcomes: list[tuple[str, CellOutcome]] = []
     nodes = list(cluster.worker_nodes)
 
-    def told(cell: Cell, event: Event) -> None:
-        said.append((cell.key, event))
-        training = {key for key, event in said if isinstance(event, TrainingProgress)} - {key for key, _ in outcomes}
+    def on_event(cell: Cell, event: Event) -> None:
+        received.append((cell.key, event))
+        training = {key for key, event in received if isinstance(event, TrainingProgress)} - {
+            key for key, _ in outcomes
+        }
         assert len(training) <= 2, "more cells at work than CPUs"
         if nodes and len(training) == 2:  # each node has a CPU, so one of the two is at work there
             cluster.remove_node(nodes.pop(), allow_graceful=False)
 
     engine = RayEngine(cluster.address, 2, folder)
     try:
-        engine.run(cells, told, lambda cell, outcome: outcomes.append((cell.key, outcome)))
+        engine.run(cells, on_event, lambda cell, outcome: outcomes.append((cell.key, outcome)))
     finally:
         engine.close()
     assert not nodes, "no node was lost"
@@ -119,7 +121,7 @@ def test_ray_engine_lost_node_costs_no_cell_and_no_bit(
     assert len(outcomes) - 1 == len(ends) == 5
     assert ends[wrong.key].status == "failed"
     assert "became" in ends[wrong.key].problems[0].message
-    begun = [key for key, event in said if isinstance(event, Evaluated) and event.step == 0]
+    begun = [key for key, event in received if isinstance(event, Evaluated) and event.step == 0]
     assert sorted({*begun}) == sorted(ends)
     assert len(begun) == 5 + 1, "one cell started twice"
     assert capsys.readouterr().out == ""
@@ -135,7 +137,7 @@ def test_ray_engine_lost_node_costs_no_cell_and_no_bit(
         card = (run.model / "README.md").read_text()
         assert str(rows_file) in card
         assert json.loads((run.path / "run.json").read_text())["recipe_sha256"] in card
-        assert any(key == cell.key and isinstance(event, Evaluated) and event.step == STEPS for key, event in said)
+        assert any(key == cell.key and isinstance(event, Evaluated) and event.step == STEPS for key, event in received)
         alone = tmp_path / "alone"
         assert neft("train", "--recipe", run.path / "recipe.yaml", "--output-dir", alone).code == 0
         assert weights_of(run.path) == weights_of(alone / run.path.name)
@@ -145,11 +147,11 @@ def test_ray_engine_lost_node_costs_no_cell_and_no_bit(
     assert not list(folder.glob(".ray-probe-*"))
 
 
-def done_by(engine: RayEngine, cells: list[Cell], told: Callable[[Cell, Event], None]) -> list[CellOutcome]:
+def done_by(engine: RayEngine, cells: list[Cell], on_event: Callable[[Cell, Event], None]) -> list[CellOutcome]:
     """Run cells, leave the cluster, and return how they ended."""
     outcomes: list[CellOutcome] = []
     try:
-        engine.run(cells, told, lambda _cell, outcome: outcomes.append(outcome))
+        engine.run(cells, on_event, lambda _cell, outcome: outcomes.append(outcome))
     finally:
         engine.close()
     return outcomes
@@ -195,10 +197,10 @@ def test_ray_engine_resumes_a_preempted_cell_bit_identically(
     resolved, resume_state = find_resume_state(str(runs[0]), (), accept_changes=False)
     assert resolved == cell.recipe
     assert 0 < resume_state.step < 1000
-    said: list[Event] = []
-    [outcome] = done_by(RayEngine(cluster.address, 1, folder), [cell], lambda _cell, event: said.append(event))
+    received: list[Event] = []
+    [outcome] = done_by(RayEngine(cluster.address, 1, folder), [cell], lambda _cell, event: received.append(event))
     assert outcome == CellOutcome("finished", str(runs[0]))
-    assert min(event.step for event in said if isinstance(event, TrainingProgress)) > resume_state.step
+    assert min(event.step for event in received if isinstance(event, TrainingProgress)) > resume_state.step
     assert (
         json.loads((runs[0] / "run.json").read_text())["resumed"][0]["checkpoint"] == f"checkpoint-{resume_state.step}"
     )
@@ -228,10 +230,10 @@ def test_ray_engine_only_evaluates_a_trained_cell(
     assert before[1] is not None
     evaluation = replace(cell.recipe.evaluation, tasks=("letters.yaml",))
     other = replace(cell, recipe=replace(cell.recipe, evaluation=evaluation))
-    said: list[Event] = []
-    [again] = done_by(RayEngine(cluster.address, 1, folder), [other], lambda _cell, event: said.append(event))
+    received: list[Event] = []
+    [again] = done_by(RayEngine(cluster.address, 1, folder), [other], lambda _cell, event: received.append(event))
     assert again == first
-    assert not [event for event in said if isinstance(event, TrainingProgress)], "it was trained again"
+    assert not [event for event in received if isinstance(event, TrainingProgress)], "it was trained again"
     assert weights_of(run.path) == before[0]
     content = read_evaluation(run, other.recipe)
     assert content is not None
@@ -252,17 +254,17 @@ def test_ray_engine_reports_once_that_the_cluster_has_no_room(
     cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
         engine = RayEngine(cluster.address, 1, tmp_path / "sweep")
-        said: list[Event] = []
+        received: list[Event] = []
 
-        def told(_cell: Cell, event: Event) -> None:
-            said.append(event)
+        def on_event(_cell: Cell, event: Event) -> None:
+            received.append(event)
             threading.Timer(2.5, engine.stop).start()
 
-        outcomes = done_by(engine, cells[:2], told)
+        outcomes = done_by(engine, cells[:2], on_event)
     finally:
         cluster.shutdown()
     assert [outcome.status for outcome in outcomes] == ["preempted"] * 2
-    [notice] = said
+    [notice] = received
     assert isinstance(notice, Notice)
     assert notice.message == "the Ray cluster has no room for a cell: 1 CPU must be free; the cells wait"
 

@@ -97,21 +97,21 @@ class Reader(HTMLParser):
         self.elements.append((f"/{tag}", {}))
 
 
-class Told:
-    """Keeps what it is told."""
+class RecordingDisplay:
+    """Display that keeps the events."""
 
     def __init__(self) -> None:
         self.events: list[Any] = []
 
     def notify(self, event: Any) -> None:
-        """Keeps one."""
+        """Keep an event."""
         self.events.append(event)
 
 
-def page_of(path: Path, *told: events.Event) -> tuple[str, Told]:
-    display = Told()
+def page_of(path: Path, *shown: events.Event) -> tuple[str, RecordingDisplay]:
+    display = RecordingDisplay()
     with Page(path, display) as page:
-        for event in told:
+        for event in shown:
             page.notify(event)
     return path.read_text(encoding="utf-8"), display
 
@@ -148,7 +148,7 @@ def test_page_is_written_over_nothing_else(tmp_path: Path, name: str) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match="--html"):
-        Page(tmp_path / name, Told())
+        Page(tmp_path / name, RecordingDisplay())
     assert (tmp_path / "rows.jsonl").read_text() == "{}\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "rows.jsonl"]
 
@@ -156,7 +156,7 @@ def test_page_is_written_over_nothing_else(tmp_path: Path, name: str) -> None:
 def test_page_replaces_a_page_and_is_not_written_after_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "rows.html"
     path.write_text(f"{MARK}\nan earlier one")
-    with pytest.raises(KeyError), Page(path, Told()):
+    with pytest.raises(KeyError), Page(path, RecordingDisplay()):
         raise KeyError
     assert path.read_text() == f"{MARK}\nan earlier one"
     assert "earlier" not in page_of(path, ROW)[0]

@@ -187,8 +187,8 @@ def test_convert_gguf_failure_leaves_nothing(
         raise failure
 
     monkeypatch.setattr(gguf, "write_safetensors", fail)
-    told = InputError if isinstance(failure, OSError) else type(failure)
-    with pytest.raises(told, match="No space left on device" if told is InputError else None):
+    expected = InputError if isinstance(failure, OSError) else type(failure)
+    with pytest.raises(expected, match="No space left on device" if expected is InputError else None):
         convert_gguf(file)
     assert entries() == []
     assert not is_gguf_converted(file)
@@ -265,7 +265,7 @@ import sys
 from pathlib import Path
 from neftcli.models import gguf
 
-def told(*arguments, hold_lock=gguf.hold_lock, **options):
+def hold_lock_and_print(*arguments, hold_lock=gguf.hold_lock, **options):
     print("asking", flush=True)
     return hold_lock(*arguments, **options)
 
@@ -274,7 +274,7 @@ def convert(source, target):
     sys.stdin.readline()
     (target / "config.json").write_text(sys.argv[1])
 
-gguf.hold_lock = told
+gguf.hold_lock = hold_lock_and_print
 gguf.write_safetensors = convert
 print(gguf.convert_gguf(Path("tiny.gguf")), flush=True)
 """

@@ -344,7 +344,7 @@ def test_create_parent_is_a_file() -> None:
 
 @pytest.mark.parametrize("parent", ["runs", "runs/deeper"])
 def test_create_parent_is_a_broken_link(parent: str) -> None:
-    """The disk behind it is not mounted; this must end, and be told."""
+    """The disk that a link leads to is not mounted; the command must end with an error."""
     Path("runs").symlink_to("no/such/disk")
     first, second, third = message("run", parent).splitlines()
     assert first == f"output_dir: {parent} can't be written"

@@ -80,7 +80,7 @@ def test_record_fields(run: RunDirectory) -> None:
 
 
 def test_record_versions(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each package that a result depends on; one that is not there is told as such."""
+    """Each package that a result depends on; missing packages are recorded as missing."""
     versions = RunRecord(run, RECIPE).fields["versions"]
     assert versions.keys() == PACKAGES
     for package in PACKAGES - {"neftcli", "python"}:

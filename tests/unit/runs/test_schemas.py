@@ -22,7 +22,7 @@ def test_parse_json_returns_the_file_unchanged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected_message"),
     [
         (json.dumps({**RECORD, "status": "happy"}), "status: Input should be 'running', 'finished', 'failed', "),
         (json.dumps({"status": "finished"}), "recipe_sha256: Field required"),
@@ -31,8 +31,8 @@ def test_parse_json_returns_the_file_unchanged() -> None:
         ("null", "Input should be an object"),
     ],
 )
-def test_parse_json_names_the_wrong_key(text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=f"^{told}"):
+def test_parse_json_names_the_wrong_key(text: str, expected_message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{expected_message}"):
         parse_json(text, Record)
 
 

@@ -139,13 +139,13 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sw
     return make
 
 
-@pytest.mark.parametrize(("seeds", "alphas", "told"), [(1, "[5]", True), (2, "[5]", False), (1, "[0]", False)])
-def test_one_seed_is_reported_before_the_sweep(seeds: int, alphas: str, told: bool) -> None:
+@pytest.mark.parametrize(("seeds", "alphas", "is_reported"), [(1, "[5]", True), (2, "[5]", False), (1, "[0]", False)])
+def test_one_seed_is_reported_before_the_sweep(seeds: int, alphas: str, is_reported: bool) -> None:
     sets = (f"sweep.seeds={seeds}", f"sweep.alphas={alphas}")
     base = resolve_recipe([*read_recipe_layers("quickstart"), *map(parse_assignment, sets)])
     observer = RecordingObserver()
     report_options(base, observer, no_futility=False)
-    assert (Notice(ONE_SEED) in observer.events) == told
+    assert (Notice(ONE_SEED) in observer.events) == is_reported
 
 
 def test_scheduler_stops_early_and_reports_why(planted: Callable[..., Sweep]) -> None:

@@ -60,7 +60,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, in
 
 
 def test_go_offline_if_unreachable_unknown_hub(asked: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The libraries are told, by the environment variable that they read."""
+    """The libraries read an environment variable."""
     monkeypatch.setenv("HF_ENDPOINT", UNKNOWN)
     assert go_offline_if_unreachable() == "hub.invalid: Name or service not known"
     assert os.environ["HF_HUB_OFFLINE"] == "1"

@@ -30,14 +30,14 @@ def test_glibc_takes_the_settings() -> None:
 def test_waiting_threads_spin_for_a_moment_unless_the_user_says_otherwise(given: dict[str, str], spins: str) -> None:
     code = "from neftcli.system.libraries import prepare_libraries; prepare_libraries(); import torch"
     without = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    told = subprocess.run(
+    settings_of_openmp = subprocess.run(
         [sys.executable, "-c", code],
         env={**without, "OMP_DISPLAY_ENV": "VERBOSE", **given},
         capture_output=True,
         text=True,
         check=True,
     ).stderr
-    assert re.search(rf"GOMP_SPINCOUNT = '{spins}'", told), told
+    assert re.search(rf"GOMP_SPINCOUNT = '{spins}'", settings_of_openmp), settings_of_openmp
 
 
 def test_prepare_process_leaves_the_umask() -> None:

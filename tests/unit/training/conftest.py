@@ -23,7 +23,7 @@ class Collector:
 
 
 class FakeClock:
-    """A clock that only moves when it is told to."""
+    """A clock that tests advance."""
 
     def __init__(self) -> None:
         self.time = 100.0
@@ -45,5 +45,5 @@ def collector() -> Collector:
 
 @pytest.fixture
 def clock() -> FakeClock:
-    """A clock that only moves when it is told to."""
+    """A clock that tests advance."""
     return FakeClock()

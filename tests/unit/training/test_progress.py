@@ -36,7 +36,7 @@ def tokenised(collector: Collector) -> list[PhaseProgress]:
 
 
 def test_tokenising_progress_slow_first_rows(collector: Collector, clock: FakeClock) -> None:
-    """The first row takes 3 seconds, the others 0.1: no time left is told before it is known."""
+    """The first row takes 3 seconds, the others 0.1: no time left is shown before it is known."""
     report = TokenisingProgress(collector, clock)
     clock.wait(3)
     report(1, 1001)
