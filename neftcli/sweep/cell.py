@@ -38,7 +38,10 @@ def run_cell(recipe: Recipe, asset_cache: AssetCache, observer: Observer, stop: 
     from neftcli.training.train import train
 
     runs, key = CellRuns(recipe.output_folder()), recipe_fingerprint(recipe)
-    run = runs.finished(key)
+    run, resume = runs.finished(key), None
+    if run is None:
+        resume = runs.find_resume_state(key, recipe, observer)
+        run = runs.finished(key)  # a former worker may have finished it before this one had the lock
     if run is not None:
         run.clean_up_finished()
         if read_evaluation(run, recipe) is None:
@@ -52,7 +55,6 @@ def run_cell(recipe: Recipe, asset_cache: AssetCache, observer: Observer, stop: 
         stoppable = _StoppableObserver(observer, stop)
         _evaluate(trained.directory, recipe, rows, trained.assets.compute, stoppable, trained.model, known)
 
-    resume = runs.find_resume_state(key, recipe, observer)
     try:
         return train(recipe, observer, asset_cache, evaluate, stop, resume).run
     except StopRequested:

@@ -79,7 +79,8 @@ class CellRuns:
         """Return the state from which a preempted run of a cell resumes, or None.
 
         Removes the other unfinished runs of the cell, except those whose checkpoints are damaged or that were started
-        with other options: a person may still want them.
+        with other options: a person may still want them. A run that another process has finished meanwhile is then one
+        that `finished` returns.
 
         Args:
             key: Key of the cell.
@@ -90,10 +91,13 @@ class CellRuns:
             RunLockedError: Another process is training the run.
         """
         resume_state = None
-        for run, record in self.of(key):
-            if record["status"] == "finished":
+        for index, (run, record) in enumerate(self.runs):
+            if record["recipe_sha256"] != key or record["status"] == "finished" or not run.path.is_dir():
                 continue
             with nullcontext() if run.path.is_symlink() else run.lock():
+                self.runs[index] = run, run.record()  # another process may have changed it before the lock
+                if self.runs[index][1]["status"] == "finished":
+                    continue
                 state, reasons = _resume_state(run, recipe)
                 if observer is not None:
                     for reason in reasons:

@@ -25,11 +25,13 @@ from neftcli.sweep.validate import (
     require_unchanged_inputs,
     require_whole_sweep,
 )
+from neftcli.system.paths import expand_home
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.recipe.yaml_file import Layer
     from neftcli.sweep.engines.engine import Engine
+    from neftcli.sweep.plan import Cell
 
 ONE_SEED = "one seed can't show how results vary between seeds, so no alpha will be recommended: --seeds 3"
 
@@ -118,7 +120,7 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
     reporter = SweepReporter(folder, base, cells, scheduler, observer, resume_command)
     with explain_interruption(folder, f"{resume_command}{RESUMES}"), lock_sweep(folder):
         with scheduler.stop.handle_signals(first=scheduler.handle_first_signal):
-            engine = _create_engine(request, base, folder)
+            engine = _create_engine(request, base, folder, cells)
             try:
                 write_recipe(folder, base)  # only after the engine is there, so that a failed start leaves nothing
                 remove_incomplete_runs(folder / CELLS)
@@ -133,11 +135,14 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
     return report
 
 
-def _create_engine(request: SweepRequest, base: Recipe, folder: Path) -> Engine:
+def _create_engine(request: SweepRequest, base: Recipe, folder: Path, cells: Sequence[Cell]) -> Engine:
     if request.engine == "ray":
         from neftcli.sweep.engines.ray_engine import RayEngine
+        from neftcli.training.inputs import local_paths
 
-        return RayEngine(request.ray_address, base.sweep.retries, folder)
+        names = dict.fromkeys(name for cell in cells for name in local_paths(cell.recipe))
+        inputs = [expand_home(name) for name in names]
+        return RayEngine(request.ray_address, base.sweep.retries, folder, inputs)
     from neftcli.sweep.engines.local_engine import LocalEngine, list_devices
 
     return LocalEngine(list_devices(), base.sweep.retries, folder / "workers.log")

@@ -115,8 +115,8 @@ def test_ray_engine_lost_node_costs_no_cell_and_no_bit(
         engine.close()
     assert not nodes, "no node was lost"
     ends = {key: outcome for key, outcome in outcomes if outcome.status != "waiting"}
-    assert [outcome.problems[0].got for _, outcome in outcomes if outcome.status == "waiting"] == [
-        "its worker or node"
+    assert [outcome.problems[0].message for _, outcome in outcomes if outcome.status == "waiting"] == [
+        "its worker or node was lost"
     ], "only the cell of the lost node is retried"
     assert len(outcomes) - 1 == len(ends) == 5
     assert ends[wrong.key].status == "failed"
@@ -125,7 +125,6 @@ def test_ray_engine_lost_node_costs_no_cell_and_no_bit(
     assert sorted({*begun}) == sorted(ends)
     assert len(begun) == 5 + 1, "one cell started twice"
     assert capsys.readouterr().out == ""
-    assert "will be retried" in (folder / "workers.log").read_text()
     for cell in good:
         assert ends[cell.key].status == "finished", ends[cell.key]
         run = CellRuns(folder / "cells").finished(cell.key)

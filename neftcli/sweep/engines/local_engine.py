@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from neftcli.sweep.plan import Cell
 
 
+EXIT_TIMEOUT = 10.0
+"""Seconds for a worker to end by itself after it has closed its connection."""
+
+
 @dataclass
 class Worker:
     """A worker process, the connection to it, and its current cell."""
@@ -102,7 +106,10 @@ class LocalEngine:
 
     def _replace(self, worker: Worker) -> Worker:
         """Start a new worker in the place of a dead one."""
-        worker.process.join()
+        worker.process.join(EXIT_TIMEOUT)  # its exit code says why it died
+        if worker.process.is_alive():  # it has only lost its connection
+            worker.process.kill()
+            worker.process.join()
         worker.connection.close()
         index = self._workers.index(worker)
         self._workers[index] = self.start_worker(worker.device)

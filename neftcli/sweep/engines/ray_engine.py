@@ -25,7 +25,6 @@ from neftcli.runs.directory import CELLS
 from neftcli.sweep.engines.engine import CellOutcome, OnEvent, OnOutcome
 from neftcli.sweep.engines.ray_task import SHARE_HINT, TIMEOUT, CellTask, Mailbox, check_folder, run_task
 from neftcli.system.files import atomic_write, open_without_links, remove
-from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from neftcli.sweep.plan import Cell
@@ -46,21 +45,34 @@ class RayEngine:
         address: "auto", or HOST:PORT of a running cluster; None starts one on this machine.
         retries: Number of retries of a cell after a lost worker or node, or an unexpected error.
         folder: The sweep's folder.
+        inputs: Files and folders that the cells read, such as data files and the model's folder.
 
     Raises:
-        InputError: Ray is not installed, the cluster can't be reached, or a node can't use the sweep's folder.
+        InputError: Ray is not installed, the cluster can't be reached, or a node can't use the sweep's folder or does
+            not see an input.
     """
 
-    def __init__(self, address: str | None, retries: int, folder: Path) -> None:
+    def __init__(self, address: str | None, retries: int, folder: Path, inputs: Sequence[Path] = ()) -> None:
         with ExitStack() as temporary:
             # The folder stays as long as the workers, so nobody can create one of its name for them to import from.
             empty = temporary.enter_context(TemporaryDirectory(prefix="neft-ray-"))
             ray = _connect(address, Path(empty))
             self._temporary = temporary.pop_all()
+        self._ray, self._retries, self._folder, self._stopping = ray, retries, folder, False
+        self._inputs = tuple(path.absolute() for path in inputs)
+        self._restore_output = _redirect_worker_logs(folder / "workers.log")
+        self._probe: Path | None = None
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self) -> None:
+        """Start the mailbox, and check the nodes."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._ray, self._retries, self._folder, self._stopping = ray, retries, folder, False
-        self._restore_output = _redirect_worker_logs(folder / "workers.log")
+        ray = self._ray
         self._pending_take: Any = None  # the last call of Mailbox.take, until it returns
         self._tasks: dict[Any, Cell] = {}  # submitted tasks that have not ended, by reference
         self._started: set[str] = set()  # keys of the cells that have reported that they started
@@ -76,17 +88,14 @@ class RayEngine:
         self._task = ray.remote(
             num_cpus=self._needs["CPU"],
             num_gpus=self._needs["GPU"],
-            max_retries=retries,
+            max_retries=0,  # `run` counts the tries, after any failure
             retry_exceptions=False,
             # A process that has used one GPU can't change to another one.
             max_calls=1 if max(gpus, default=0) > 1 else 0,
         )(run_task)
-        self._probe = _write_probe(folder)
-        try:
-            self._check_nodes([node for node in nodes if node["NodeID"] != own_node and self._has_room(node)])
-        except BaseException:
-            self.close()
-            raise
+        self._probe = _write_probe(self._folder).absolute()
+        others = [node for node in nodes if node["NodeID"] != own_node and self._has_room(node)]
+        self._check_nodes(others, self._probe)
 
     @property
     def workers(self) -> int:
@@ -102,7 +111,8 @@ class RayEngine:
         self._ray.shutdown()
         self._restore_output()
         self._temporary.close()
-        remove(self._probe)
+        if self._probe is not None:
+            remove(self._probe)
 
     def run(self, cells: Sequence[Cell], on_event: OnEvent, on_outcome: OnOutcome) -> None:
         """Run cells in their order as the cluster has room, and return when all have ended."""
@@ -123,7 +133,7 @@ class RayEngine:
                         self._ray.cancel(task, force=False)
                 halted = True
             for _ in range(1 + len(ready)):  # a call in flight may lack the last events of a cell that has ended
-                self._take_events(on_event, on_outcome, TIMEOUT if ready else 0)
+                self._take_events(on_event, TIMEOUT if ready else 0)
             for task in ready:
                 self._end(task, queue, tries, on_outcome)
             self._report_no_room(on_event)
@@ -132,8 +142,8 @@ class RayEngine:
         """Return whether a node is large enough for a cell."""
         return all(node["Resources"].get(name, 0) >= need for name, need in self._needs.items())
 
-    def _check_nodes(self, nodes: Sequence[Mapping[str, Any]]) -> None:
-        """Check that the nodes which may run cells see the sweep's folder.
+    def _check_nodes(self, nodes: Sequence[Mapping[str, Any]], probe: Path) -> None:
+        """Check that the nodes which may run cells see the sweep's folder and the cells' inputs.
 
         Raises:
             InputError: A node does not, or can't run neft.
@@ -141,11 +151,10 @@ class RayEngine:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         check = self._ray.remote(num_cpus=0, max_retries=1)(check_folder)
-        probe = self._probe.absolute()
         checks = {
             node["NodeManagerAddress"]: check.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(probe)
+            ).remote(probe, self._inputs)
             for node in nodes
         }
         problems = []
@@ -157,7 +166,7 @@ class RayEngine:
                 problems.append(Problem(f"--engine ray: node {address} can't run neft", _last_line(error), hint))
                 continue
             if reason:
-                message = f"--engine ray: node {address} can't use the sweep's folder"
+                message = f"--engine ray: node {address} can't use the sweep's folder or its inputs"
                 problems.append(Problem(message, reason, SHARE_HINT))
         if problems:
             raise InputError(*problems)
@@ -165,10 +174,11 @@ class RayEngine:
     def _submit(self, cell: Cell) -> None:
         cells = (self._folder / CELLS).absolute()
         recipe = replace(cell.recipe, output_dir=str(cells))
-        task = CellTask(recipe, cell.key, self._probe.absolute(), Path.cwd())
+        assert self._probe is not None  # noqa: S101 - written by the constructor
+        task = CellTask(recipe, cell.key, self._probe, Path.cwd())
         self._tasks[self._task.remote(task, self._mailbox)] = cell
 
-    def _take_events(self, on_event: OnEvent, on_outcome: OnOutcome, timeout: float) -> None:
+    def _take_events(self, on_event: OnEvent, timeout: float) -> None:
         """Pass on the events of cells; if the mailbox is lost, only the display suffers."""
         cells = {cell.key: cell for cell in self._tasks.values()}
         self._pending_take = self._pending_take or self._mailbox.take.remote()
@@ -183,18 +193,15 @@ class RayEngine:
             if key not in cells:
                 continue
             if isinstance(event, CellStarted):
-                if key in self._started:  # Ray has given the cell to a different worker
-                    lost = Problem("lost", "its worker or node")
-                    on_outcome(cells[key], CellOutcome(CellStatus.WAITING, problems=(lost,)))
                 self._started.add(key)
             on_event(cells[key], event)
 
     def _end(self, task: Any, queue: deque[Cell], tries: Counter[str], on_outcome: OnOutcome) -> None:
-        """Report the outcome of a task; after an unexpected error the cell is first in line until no try is left."""
+        """Report the outcome of a task; after a lost worker or an unexpected error retry its cell first."""
         cell = self._tasks[task]
         try:
-            outcome = self._outcome(task)
-        except self._ray.exceptions.GetTimeoutError:  # its node was lost with the result: Ray runs it again
+            outcome = self._outcome(task, tries[cell.key] + 1)
+        except self._ray.exceptions.GetTimeoutError:  # the network is slow: ask again
             return
         del self._tasks[task]
         self._started.discard(cell.key)
@@ -207,11 +214,15 @@ class RayEngine:
         else:
             on_outcome(cell, outcome)
 
-    def _outcome(self, task: Any) -> CellOutcome:
+    def _outcome(self, task: Any, tries: int) -> CellOutcome:
         """Return the outcome of a task.
 
+        Args:
+            task: Reference of the task.
+            tries: Number of tries of its cell, this one included.
+
         Raises:
-            GetTimeoutError: Its result is not available, so Ray runs it again.
+            GetTimeoutError: Its result has not arrived yet.
         """
         try:
             outcome: CellOutcome = self._ray.get(task, timeout=TIMEOUT)
@@ -222,10 +233,10 @@ class RayEngine:
                 return CellOutcome(CellStatus.PREEMPTED)
             if isinstance(error, self._ray.exceptions.RayTaskError):  # begins with the frames of another machine
                 problem = Problem("the task of this cell failed with an unexpected error", _last_line(error))
-            else:
-                message = f"its worker or node was lost, also in {count_noun(self._retries, 'more try', 'more tries')}"
-                problem = Problem(message, first_line(error), "--set sweep.retries=5")
-            return CellOutcome(CellStatus.FAILED, problems=(problem,))
+                return CellOutcome(CellStatus.FAILED, problems=(problem,))
+            times = f" {tries} times" if tries > 1 else ""
+            problem = Problem(f"its worker or node was lost{times}", first_line(error), "--set sweep.retries=5")
+            return CellOutcome(CellStatus.FAILED, problems=(problem,), may_retry=True)
         run = str(self._folder / CELLS / Path(outcome.run).name) if outcome.run else ""
         return replace(outcome, run=run)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,17 +117,19 @@ class MailboxObserver:
             self._stop_requested = self._question.result(timeout=timeout)
 
 
-def check_folder(probe: Path) -> str:
+def check_folder(probe: Path, inputs: Sequence[Path] = ()) -> str:
     """Return why this node can't run cells in the sweep's folder, or an empty string.
 
     Args:
         probe: A file that the driver wrote to the sweep's folder.
+        inputs: Files and folders that the cells read.
     """
     if not probe.is_file():
         return f"it does not see {probe.parent}"
     if not os.access(probe.parent, os.W_OK | os.X_OK):
         return f"it can't write to {probe.parent}"
-    return ""
+    missing = [str(path) for path in inputs if not path.exists()]
+    return f"it does not see {', '.join(missing)}" if missing else ""
 
 
 def run_task(task: CellTask, mailbox: Any) -> CellOutcome:

@@ -6,10 +6,14 @@ Oracles: planted records, and the number of times that each is read.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from neftcli.events import Notice
 from neftcli.recipe.schema import Recipe
@@ -94,3 +98,29 @@ def test_evaluation_key_covers_the_content_of_task_files(tmp_path: Path) -> None
     with_include = key()
     (tmp_path / "common").write_text("output_type: generate_until\n")
     assert len({without_include, with_include, key()}) == 3
+
+
+def test_find_resume_state_reads_the_record_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that a former worker finishes before this process has the lock is neither removed nor trained again."""
+    cells = planted_runs(tmp_path, "sweep.alphas=[5]")
+    cell = cells[0]
+    run = RunDirectory(tmp_path / cell.recipe.run_name())
+    run.model.mkdir()
+    save_file({"weight": torch.zeros(1)}, run.model / "model.safetensors")
+    finished = run.record()
+    run.write_json("run.json", {**finished, "status": "running"})
+    runs = CellRuns(tmp_path)
+    lock = RunDirectory.lock
+
+    @contextmanager
+    def lock_late(directory: RunDirectory) -> Iterator[None]:
+        directory.write_json("run.json", finished)
+        with lock(directory):
+            yield
+
+    monkeypatch.setattr(RunDirectory, "lock", lock_late)
+    assert runs.finished(cell.key) is None
+    assert runs.find_resume_state(cell.key, cell.recipe) is None
+    found = runs.finished(cell.key)
+    assert found is not None
+    assert found.path == run.path

@@ -5,6 +5,8 @@ Oracles: the variable that CUDA reads, the kernel's signal masks of a process, a
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import signal
 import sys
 import time
@@ -17,8 +19,9 @@ import pytest
 
 from neftcli.errors import InputError, Problem
 from neftcli.events import CellStatus
+from neftcli.sweep.engines import local_engine, ray_engine
 from neftcli.sweep.engines.engine import CellOutcome
-from neftcli.sweep.engines.local_engine import LocalEngine, list_devices
+from neftcli.sweep.engines.local_engine import LocalEngine, Worker, list_devices
 from neftcli.sweep.engines.ray_engine import RayEngine
 from neftcli.sweep.engines.ray_task import check_folder
 from neftcli.sweep.engines.worker import SIGNALS
@@ -93,7 +96,8 @@ class FakeRay:
 
     def __init__(self, results: Sequence[Any] = (), nodes: Sequence[str] = ("a" * 56,), check: Any = "") -> None:
         self.results, self.check, self.submitted = list(results), check, 0
-        self.exceptions = SimpleNamespace(RayError=RayError, GetTimeoutError=GetTimeoutError, RayTaskError=RayError)
+        self.exceptions = SimpleNamespace(RayError=RayError, GetTimeoutError=GetTimeoutError, RayTaskError=TaskError)
+        self.is_connected, self.retries_of_ray = False, 0
         resources = {"CPU": 1}
         self._nodes = [
             {"NodeID": node, "NodeManagerAddress": f"10.0.0.{number}", "Alive": True, "Resources": resources}
@@ -101,10 +105,12 @@ class FakeRay:
         ]
 
     def init(self, *_: Any, **__: Any) -> None:
-        """Nothing is started."""
+        """Connect."""
+        self.is_connected = True
 
     def shutdown(self) -> None:
-        """Nothing ends."""
+        """Disconnect."""
+        self.is_connected = False
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return the nodes as Ray describes them."""
@@ -118,7 +124,7 @@ class FakeRay:
         """Return the free resources."""
         return {"CPU": 1}
 
-    def remote(self, **_: Any) -> Callable[[Any], Any]:
+    def remote(self, **options: Any) -> Callable[[Any], Any]:
         """Return a decorator for the mailbox, the check of a folder, and the task of a cell."""
 
         def decorate(target: Any) -> Any:
@@ -126,7 +132,8 @@ class FakeRay:
                 methods = {name: SimpleNamespace(remote=lambda name=name: name) for name in ("take", "request_stop")}
                 return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: SimpleNamespace(**methods)))
             if target is check_folder:
-                return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _probe: "check"))
+                return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _probe, _inputs: "check"))
+            self.retries_of_ray = options["max_retries"]
             return SimpleNamespace(remote=self._submit)
 
         return decorate
@@ -155,6 +162,10 @@ class FakeRay:
 
 class RayError(Exception):
     """Base class of Ray's errors."""
+
+
+class TaskError(RayError):
+    """A task raised an exception."""
 
 
 class GetTimeoutError(RayError):
@@ -197,18 +208,68 @@ EXPECTED = CellOutcome(CellStatus.FAILED, problems=(Problem("x"),))
         ([UNEXPECTED, UNEXPECTED, UNEXPECTED], ["waiting", "waiting", "failed"]),
         ([EXPECTED], ["failed"]),
         ([UNEXPECTED, CellOutcome(CellStatus.FINISHED)], ["waiting", "finished"]),
-        ([GetTimeoutError(), CellOutcome(CellStatus.FINISHED)], ["finished"]),  # lost with its node: Ray runs it again
+        ([GetTimeoutError(), CellOutcome(CellStatus.FINISHED)], ["finished"]),  # it arrived late
+        ([RayError("lost")] * 3, ["waiting", "waiting", "failed"]),
+        ([RayError("lost"), UNEXPECTED, RayError("lost")], ["waiting", "waiting", "failed"]),
+        ([RayError("lost"), CellOutcome(CellStatus.FINISHED)], ["waiting", "finished"]),
+        ([TaskError("a frame\nImportError: neftcli")], ["failed"]),
     ],
 )
 def test_ray_engine_retries_unexpected_errors_only(
     results: list[Any], reported: list[str], ray_engine_with: Callable[..., RayEngine]
 ) -> None:
-    """A cell is retried as often as by the local engine."""
+    """A cell is retried as often as by the local engine, and Ray itself retries nothing."""
     [cell, *_] = plan("sweep.alphas=[5]")
     cluster = FakeRay(results)
     assert statuses(ray_engine_with(cluster, retries=2), cell) == reported
     assert cluster.results == []
     assert cluster.submitted == len(reported)
+    assert cluster.retries_of_ray == 0
+
+
+def test_ray_engine_names_the_tries_of_a_lost_cell(ray_engine_with: Callable[..., RayEngine]) -> None:
+    [cell, *_] = plan("sweep.alphas=[5]")
+    outcomes: list[CellOutcome] = []
+    engine = ray_engine_with(FakeRay([RayError("the node died")] * 2), retries=1)
+    engine.run([cell], lambda *_: None, lambda _cell, outcome: outcomes.append(outcome))
+    problems = [outcome.problems[0] for outcome in outcomes]
+    assert [problem.message for problem in problems] == [
+        "its worker or node was lost",
+        "its worker or node was lost 2 times",
+    ]
+    assert {problem.got for problem in problems} == {"the node died"}
+
+
+def test_ray_engine_disconnects_if_it_cannot_start(
+    ray_engine_with: Callable[..., RayEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_folder: Path) -> Path:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(ray_engine, "_write_probe", write)
+    cluster = FakeRay()
+    with pytest.raises(OSError, match="Read-only"):
+        ray_engine_with(cluster)
+    assert not cluster.is_connected
+
+
+def test_local_engine_replaces_a_worker_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that has lost its connection and does not end is killed."""
+    monkeypatch.setattr(local_engine, "EXIT_TIMEOUT", 0.1)
+    engine = LocalEngine([None], 0, tmp_path / "workers.log")
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=time.sleep, args=(60,), daemon=True)
+    process.start()
+    worker, other = Worker(process, ours, None), object()
+    monkeypatch.setattr(engine, "_workers", [worker])
+    monkeypatch.setattr(engine, "start_worker", lambda _device: other)
+    started = time.monotonic()
+    assert engine._replace(worker) is other
+    assert time.monotonic() - started < 30
+    assert process.exitcode == -signal.SIGKILL
+    theirs.close()
+    monkeypatch.undo()
 
 
 def test_ray_engine_stops_without_a_retry(ray_engine_with: Callable[..., RayEngine]) -> None:
@@ -227,7 +288,11 @@ def test_ray_engine_stops_without_a_retry(ray_engine_with: Callable[..., RayEngi
     ("result", "message", "got"),
     [
         ("", None, None),
-        ("it does not see /mine", "--engine ray: node 10.0.0.2 can't use the sweep's folder", "it does not see /mine"),
+        (
+            "it does not see /mine",
+            "--engine ray: node 10.0.0.2 can't use the sweep's folder or its inputs",
+            "it does not see /mine",
+        ),
         (RayError("ModuleNotFoundError: neftcli"), "node 10.0.0.2 can't run neft", "ModuleNotFoundError: neftcli"),
     ],
 )

@@ -80,6 +80,9 @@ def test_check_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_folder(probe) == f"it does not see {tmp_path}"
     probe.touch()
     assert check_folder(probe) == ""
+    assert check_folder(probe, [tmp_path, probe]) == ""
+    rows, model = tmp_path / "rows.jsonl", tmp_path / "model"
+    assert check_folder(probe, [rows, tmp_path, model]) == f"it does not see {rows}, {model}"
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert check_folder(probe) == f"it can't write to {tmp_path}"
 
