@@ -94,7 +94,7 @@ def open_source(
         return SourceRows(read_file(file), split)
     validate_address(source)
     if is_hub_id(source):
-        return _open_hub(HUB_ALIASES.get(source, source), split, config, streaming, option)
+        return _open_hub(HUB_ALIASES.get(source, source), split, config, sample_by, streaming, option)
     source = strip_file_scheme(source)
     if is_remote(source):
         return _open_remote(source, split, config, sample_by, option)
@@ -166,7 +166,7 @@ def _require_no_split(name: str, split: str, config: str | None, option: str) ->
         raise DataError(Problem(f"data.config: {name} is a file, which has no configurations", config, "leave it out"))
 
 
-def _open_hub(hub_id: str, split: str, config: str | None, streaming: bool, option: str) -> SourceRows:
+def _open_hub(hub_id: str, split: str, config: str | None, sample_by: str, streaming: bool, option: str) -> SourceRows:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
@@ -175,7 +175,7 @@ def _open_hub(hub_id: str, split: str, config: str | None, streaming: bool, opti
         rows = load_dataset(hub_id, config, split=split, streaming=streaming)
     except (ConnectionError, DatasetsError, OSError, RuntimeError, HTTPError) as error:
         if snapshot := _find_snapshot(hub_id):
-            return _open_folder(snapshot, split, config, "paragraph", option)
+            return _open_folder(snapshot, split, config, sample_by, option)
         raise _unreachable(hub_id, error) from None
     except ValueError as error:  # a split or configuration that the data set doesn't have
         message = f"data.source: {hub_id} can't be read with this split and configuration"

@@ -299,13 +299,13 @@ def test_command_continues_without_readers(arguments: str, code: int, unbuffered
 def test_train_continues_without_a_reader(quick: list[str], form: list[str], tmp_path: Path) -> None:
     """As in `neft train | head -1`: the run is finished and its model saved."""
     command = [sys.executable, "-m", "neftcli", *quick, *form]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    errors = process.stderr.read()
-    assert (process.wait(), errors) == (0, "")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
     [record] = tmp_path.glob("runs/*/run.json")
     assert json.loads(record.read_text())["status"] == "finished"
     assert list(record.parent.glob("model/*.safetensors"))

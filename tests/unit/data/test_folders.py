@@ -476,6 +476,28 @@ def test_open_source_hub_offline_reads_the_cached_snapshot(monkeypatch: pytest.M
     assert values("owner/name") == TRAIN
 
 
+@pytest.mark.parametrize(
+    ("sample_by", "rows"),
+    [("line", ["a", "b", "c"]), ("paragraph", ["a\nb", "c"]), ("document", ["a\nb\n\nc"])],
+)
+def test_open_source_hub_offline_text_by_sample_by(
+    sample_by: str, rows: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import datasets
+    import huggingface_hub
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "s"))
+    Path("s").mkdir()
+    Path("s/train.txt").write_text("a\nb\n\nc\n")
+    source = open_source("owner/name", sample_by=sample_by)
+    assert [row.values["text"].strip("\n") for row in source.rows] == rows
+    assert source.running_text
+
+
 def test_open_source_file_that_cannot_be_opened(tmp_path: Path) -> None:
     """A dangling link among a folder's files is named, with its target."""
     (tmp_path / "rows").mkdir()
