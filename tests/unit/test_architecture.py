@@ -1,15 +1,18 @@
-"""The structure of the package: imports without circles, and one meaning for each public name.
+"""The structure of the package: imports without circles, one meaning for each public name, tests of public names only.
 
-Oracle: the syntax trees of all modules.
+Oracle: the syntax trees of all modules and tests.
 """
 
 import ast
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 import neftcli
 
 PACKAGE = Path(neftcli.__file__).parent
+TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
 
 
 def module_name(path: Path) -> str:
@@ -72,3 +75,39 @@ def test_public_names_have_one_meaning() -> None:
             if not node.name.startswith("_"):
                 modules[node.name].append(name)
     assert {name: places for name, places in modules.items() if len(places) > 1} == {}
+
+
+def is_private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.startswith("__")
+
+
+def private_members(tree: ast.Module) -> list[str]:
+    """Private names of neft that a test imports, reads from an imported name, or replaces with `setattr`."""
+    nodes = list(ast.walk(tree))
+    names = {
+        alias.asname or alias.name
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("neftcli")
+        for alias in node.names
+    }
+    found = [name for name in names if is_private(name)]
+    for node in nodes:
+        match node:
+            case ast.Attribute(value=ast.Name(id=name), attr=member) if name in names and is_private(member):
+                found.append(f"{name}.{member}")
+            case ast.Call(
+                func=ast.Attribute(attr="setattr"), args=[ast.Name(id=name), ast.Constant(value=member), *_]
+            ) if name in names and is_private(member):
+                found.append(f"{name}.{member}")
+    return found
+
+
+def test_private_members() -> None:
+    source = "from neftcli.x import a, _b\na._c\nmonkeypatch.setattr(a, '_d', 1)\nother._e\na.__doc__"
+    assert private_members(ast.parse(source)) == ["_b", "a._c", "a._d"]
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_tests_use_public_members(path: Path) -> None:
+    """A public member that shows the same survives a rewrite of the inside."""
+    assert private_members(ast.parse(path.read_text(encoding="utf-8"))) == []

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from filelock import Timeout
 
-from neftcli.data.token_cache import _locked
+from neftcli.data.dataset import TokenDataset
+from neftcli.data.token_cache import load_or_create
 from neftcli.errors import InputError
 from neftcli.evaluation.cache import lock_results
 from neftcli.runs.directory import RunDirectory
@@ -82,7 +83,19 @@ def test_run_sweep_and_evaluation_without_flock(flockless: Callable[[int], None]
     assert not (tmp_path / "sweep" / "recipe.yaml").exists()
 
 
-def test_token_cache_is_not_used_without_flock(flockless: Callable[[int], None], tmp_path: Path) -> None:
+def test_token_cache_is_not_used_without_flock(
+    flockless: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are tokenised each time, and not stored."""
+    monkeypatch.setenv("NEFT_CACHE", str(tmp_path))
     flockless(errno.ENOLCK)
-    with _locked(tmp_path, "key") as is_locked:
-        assert not is_locked
+    tokenised = []
+
+    def tokenise() -> tuple[TokenDataset, Sequence[int]]:
+        tokenised.append(True)
+        return TokenDataset.from_rows([]), []
+
+    for _ in range(2):
+        load_or_create("key", tokenise)
+    assert len(tokenised) == 2
+    assert list(tmp_path.rglob("*.arrow")) == []
