@@ -3,8 +3,12 @@
 Oracle: the written message for each.
 """
 
+from pathlib import Path
+
 import pytest
+from huggingface_hub import constants
 from huggingface_hub import errors as hub
+from safetensors import SafetensorError
 
 from neftcli.errors import ModelError
 from neftcli.models.load_errors import translate_load_errors
@@ -79,3 +83,21 @@ def test_translate_load_errors_passes_on_other_errors() -> None:
         raise ZeroDivisionError
     with pytest.raises(RuntimeError, match="CUDA"), translate_load_errors(LLAMA):
         raise RuntimeError("CUDA error")
+
+
+def test_translate_load_errors_damaged_weights_of_a_downloaded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the damaged file in the hub's cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    commit = "0" * 40
+    snapshot = tmp_path / "models--a--b" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "refs").mkdir()
+    (tmp_path / "models--a--b" / "refs" / "main").write_text(commit)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(b"x")
+    for revision in (None, "main", commit):
+        message = message_of(SafetensorError("header"), ModelReference("a/b", "hub", "a/b", revision))
+        assert message.startswith("model.name: a weight file of a/b is damaged\n")
+        assert "model.safetensors" in message
