@@ -82,6 +82,39 @@ def columns(*names: str, left: Sequence[str] = (), gap: int = 2) -> Table:
     return table
 
 
+def _fit(table: Table, width: int) -> RenderableType:
+    """Return a table, or its rows one below the other if the terminal is too narrow for its words and numbers."""
+    return table if _fits(table, width) else _stack(table)
+
+
+def _fits(table: Table, width: int) -> bool:
+    needed = 0
+    for column in table.columns:
+        texts = [_plain_text(item) for item in (column.header, *column.cells)]
+        pieces = texts if column.no_wrap else [word for text in texts for word in text.split()]
+        needed += 1 + max(map(cell_len, pieces), default=0)
+    return needed <= width
+
+
+def _stack(table: Table) -> RenderableType:
+    """Return the rows of a table one below the other, each with the names of its columns."""
+    title, *names = [_plain_text(column.header) for column in table.columns]
+    parts: list[RenderableType] = [Text(f" {title.strip()}", style="dim")]
+    for first, *values in zip(*(column.cells for column in table.columns), strict=True):
+        grid = Table.grid(padding=(0, 2))
+        for name, value in zip(names, values, strict=True):
+            if _plain_text(value):
+                grid.add_row(Text(f"   {name}", style="dim"), value)
+        parts += [Text(f" {_plain_text(first).strip()}", style="bold"), grid]
+    return Group(*parts)
+
+
+def _plain_text(cell: RenderableType) -> str:
+    if isinstance(cell, Padding):
+        cell = cell.renderable
+    return cell.plain if isinstance(cell, Text) else str(cell)
+
+
 def _plain_table(gap: int) -> Table:
     """Return a table without lines and columns; `gap` spaces separate its columns."""
     return Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
@@ -195,11 +228,11 @@ def evaluation_report(report: EvaluationReport, width: int) -> RenderableType:
     wide = width >= WIDE
     parts: list[RenderableType] = [Text(), _models(report), Text()]
     others = [model.role for model in report.models[1:]]
-    parts.append(_metrics(report, others[0] if others else None, wide=wide))
+    parts.append(_fit(_metrics(report, others[0] if others else None, wide=wide), width))
     if others and not wide and _has_tests(report):
-        parts += [Text(), _comparisons(report, others[0], wide=True)]
+        parts += [Text(), _fit(_comparisons(report, others[0], wide=True), width)]
     for role in others[1:]:
-        parts += [Text(), _comparisons(report, role, wide=wide)]
+        parts += [Text(), _fit(_comparisons(report, role, wide=wide), width)]
     parts.append(Text())
     parts += [_sentence(sentence, "bold") for sentence in report.conclusion]
     if report.scope:
@@ -399,7 +432,10 @@ def _arm_tables(report: SweepReport, metric: str, width: int) -> list[Renderable
     for names in ([*first, *tests, *described, *last], [*first, *tests, *last]):
         if sum(widths[name] for name in names) <= width:
             return [_arm_table(cells_of, names)]
-    return [_arm_table(cells_of, [*first, *last]), Text(), _arm_table(cells_of, [ARM, *tests])]
+    tables = _arm_table(cells_of, [*first, *last]), _arm_table(cells_of, [ARM, *tests])
+    if not all(_fits(table, width) for table in tables):
+        return [_stack(_arm_table(cells_of, [*first, *tests, *last]))]
+    return [tables[0], Text(), tables[1]]
 
 
 def _arm_columns(report: SweepReport, metric: str) -> dict[str, list[Text]]:

@@ -478,3 +478,18 @@ def test_data_notices_of_sources_and_of_truncated_held_out_rows() -> None:
         in format.data_notices(several)
     )
     assert format.data_line(several).endswith("420 for training, 2 held out of the 4 in s (test)")
+
+
+@pytest.mark.parametrize("width", [30, 40, 52])
+def test_reports_on_narrow_terminals_are_whole(width: int) -> None:
+    """Rows are one below the other if words and numbers would not fit next to each other; nothing is cut off."""
+    for render, report in ((screens.evaluation_report, REPORT), (screens.sweep_report, SWEEP)):
+        console = Console(file=io.StringIO(), width=width, record=True)
+        console.print(render(report, width))  # type: ignore[operator]
+        shown = console.export_text()
+        assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+        assert max(map(len, map(str.rstrip, shown.splitlines()))) <= width
+        joined = " ".join(shown.split())
+        facts = ["held-out loss", "95 % CI", "p (Holm)", "not significant"]
+        facts += ["-0.0025 ... +0.0016", "1.9608"] if report is REPORT else ["-0.0310 ... +0.0040", "0.0240", "alpha 5"]
+        assert [fact for fact in facts if fact not in joined] == []
