@@ -5,7 +5,6 @@ Oracles: the variable that CUDA reads, the kernel's signal masks of a process, a
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import signal
 import sys
@@ -19,7 +18,7 @@ import pytest
 
 from neftcli.errors import InputError, Problem
 from neftcli.events import CellStatus
-from neftcli.sweep.engines import local_engine, ray_engine
+from neftcli.sweep.engines import local_engine
 from neftcli.sweep.engines.engine import CellOutcome
 from neftcli.sweep.engines.local_engine import LocalEngine, Worker, list_devices
 from neftcli.sweep.engines.ray_engine import RayEngine
@@ -177,13 +176,13 @@ def ray_engine_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     """Builds an engine on a fake cluster."""
     engines = []
 
-    def build(cluster: FakeRay, retries: int = 1) -> RayEngine:
+    def build(cluster: FakeRay, retries: int = 1, folder: Path = tmp_path) -> RayEngine:
         strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_, **__: None)
         worker = SimpleNamespace(print_worker_logs=None)
         monkeypatch.setitem(sys.modules, "ray", cluster)  # type: ignore[arg-type]
         monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)  # type: ignore[arg-type]
         monkeypatch.setitem(sys.modules, "ray._private", SimpleNamespace(worker=worker))  # type: ignore[arg-type]
-        engines.append(RayEngine(None, retries, tmp_path))
+        engines.append(RayEngine(None, retries, folder))
         return engines[-1]
 
     yield build
@@ -240,16 +239,11 @@ def test_ray_engine_names_the_tries_of_a_lost_cell(ray_engine_with: Callable[...
     assert {problem.got for problem in problems} == {"the node died"}
 
 
-def test_ray_engine_disconnects_if_it_cannot_start(
-    ray_engine_with: Callable[..., RayEngine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(_folder: Path) -> Path:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(ray_engine, "_write_probe", write)
+def test_ray_engine_disconnects_if_it_cannot_start(ray_engine_with: Callable[..., RayEngine], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     cluster = FakeRay()
-    with pytest.raises(OSError, match="Read-only"):
-        ray_engine_with(cluster)
+    with pytest.raises(OSError, match="Not a directory"):
+        ray_engine_with(cluster, folder=tmp_path / "file" / "sweep")
     assert not cluster.is_connected
 
 
