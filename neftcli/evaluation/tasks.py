@@ -198,7 +198,7 @@ def _check_task_file(task: str) -> Problem | None:
     if b"\0" in text and not text.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         return Problem(f"{task}: a task file must be YAML text", "binary data", LIST_TASKS)
     try:
-        content = YAML(typ="rt").load(text)  # the only loader that accepts the harness's !function
+        content = YAML(typ="rt").load(path)  # names it in errors; the only loader that accepts the harness's !function
     except (YAMLError, UnicodeDecodeError) as error:
         return Problem(f"{task}: a task file must be YAML", " ".join(str(error).split()), LIST_TASKS)
     if not isinstance(content, Mapping):

@@ -233,7 +233,7 @@ def test_judge_pairs_waits_for_pending_replies(
     chosen = judge_of(server, concurrency=3, max_retries=0)
     server.script = [slow, stuck, status(403)]
     start = time.monotonic()
-    with pytest.raises(JudgeError, match="1 of 4 questions are answered"):
+    with pytest.raises(JudgeError, match="1 of 4 questions is answered"):
         judge_pairs(PAIRS, chosen, tmp_path / "c.jsonl", silent)
     assert 0.2 < time.monotonic() - start < 6
     assert len(server.requests) == 3
