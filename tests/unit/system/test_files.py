@@ -39,7 +39,7 @@ from tests.conftest import keep_nfs_files
 
 SOURCES = sorted((Path(__file__).parents[3] / "neftcli").rglob("*.py"))
 OTHER_WRITERS = {
-    "cli/main.py": "/dev/null instead of a closed stream",
+    "cli/display/text.py": "/dev/null instead of a closed stream",
     "cli/recipes.py": "a file that the user named",
     "data/token_cache.py": "the cache, by mkstemp and a rename",
     "models/gguf.py": "a folder of mkdtemp, then a rename",
