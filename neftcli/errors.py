@@ -31,6 +31,7 @@ PERMISSION = "permission"
 OUT_OF_MEMORY = "out_of_memory"
 INTERNAL = "internal"
 """Code of an unexpected exception."""
+INTERNAL_MESSAGE = "this is a bug in neft or in a library, not a mistake of yours"
 
 
 @dataclass(frozen=True, slots=True)

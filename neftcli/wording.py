@@ -13,3 +13,8 @@ def count_noun(number: float, noun: str, plural: str = "") -> str:
     """
     shown = str(int(number)) if number == int(number) else f"{number:.3g}"
     return f"{shown} {noun}" if shown == "1" else f"{shown} {plural or f'{noun}s'}"
+
+
+def choose(number: float, one: str, several: str) -> str:
+    """Return the form of a word that agrees with a number."""
+    return one if number == 1 else several

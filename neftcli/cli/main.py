@@ -21,6 +21,7 @@ from neftcli.cli.display.text import drop_unread_output, replace_unencodable
 from neftcli.cli.help import Command, HelpOption, command_with
 from neftcli.errors import (
     INTERNAL,
+    INTERNAL_MESSAGE,
     PERMISSION,
     USAGE,
     Interrupted,
@@ -195,20 +196,21 @@ def main() -> None:
         if is_main_process() or not isinstance(error, Preempted | Interrupted):
             _report(error.problems, error.exit_code)
         sys.exit(error.exit_code)
-    except PermissionError as error:
-        if debug:
-            traceback.print_exc()
-        path = str(error.filename or "a file")
-        hint = f"ls -l {shlex.quote(path)}    shows the permissions" if error.filename else ""
-        _report([Problem(f"{path}: no permission to read or write it", first_line(error), hint, code=PERMISSION)], 2)
-        sys.exit(2)
     except Exception as error:
+        if isinstance(error, PermissionError) and error.filename is not None:
+            if debug:
+                traceback.print_exc()
+            path = str(error.filename)
+            hint = f"ls -l {shlex.quote(path)}    shows the permissions"
+            problem = Problem(f"{path}: no permission to read or write it", first_line(error), hint, code=PERMISSION)
+            _report([problem], 2)
+            sys.exit(2)
         if debug:
             raise
         if isinstance(error, typer.Abort) and isinstance(error.__cause__, Exception):  # what typer makes of EOFError
             error = error.__cause__
         problem = Problem(
-            "this is a bug in neft or in a library, not a mistake of yours",
+            INTERNAL_MESSAGE,
             describe_error(error),
             "run the same command with --debug, and report its output",
             code=INTERNAL,

@@ -252,12 +252,12 @@ class ChatFormat:
 
     @property
     def renders_reasoning(self) -> bool:
-        """Whether the template can render the reasoning of an answer."""
+        """True if the template can render the reasoning of an answer."""
         return re.search("reasoning|thinking", self._training) is not None
 
     @property
     def has_training_template(self) -> bool:
-        """Whether training uses TRL's template instead of the model's own."""
+        """True if training uses TRL's template instead of the model's own."""
         return self._training != self._own
 
     def _find_forms(self) -> tuple[Form, Form]:

@@ -90,6 +90,10 @@ def append_lines(path: Path, objects: Any) -> None:
         os.fsync(file.fileno())
 
 
+COPY = "copy the run to a folder"
+"""Hint for a run whose file system has no locks."""
+
+
 @contextmanager
 def lock_results(folder: Path, observer: Observer) -> Iterator[None]:
     """Create `folder` and lock it; other evaluations of the same model wait for their turn.
@@ -103,10 +107,10 @@ def lock_results(folder: Path, observer: Observer) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock = acquire_lock(folder / ".lock")
+            lock = acquire_lock(folder / ".lock", other_folder=COPY)
         except Timeout:
             observer.notify(Notice(f"another evaluation is using {folder}; waiting for it"))
-            lock = acquire_lock(folder / ".lock", wait=True)
+            lock = acquire_lock(folder / ".lock", wait=True, other_folder=COPY)
     except OSError as error:
         raise InputError(Problem(f"{folder} can't be written", error.strerror or str(error))) from None
     try:

@@ -16,7 +16,7 @@ from neftcli.metrics.registry import (
 )
 from neftcli.statistics.multiple import count_testable
 from neftcli.statistics.paired import LEVEL, MIN_PROMPTS, SKEWNESS_THRESHOLD
-from neftcli.wording import count_noun
+from neftcli.wording import choose, count_noun
 
 NOT_CLAIMED = (VerdictId.NOT_TESTED, VerdictId.NOT_SIGNIFICANT)
 """Verdicts that claim no difference."""
@@ -167,11 +167,13 @@ def explain_small_samples(comparisons: Sequence[Comparison]) -> Iterator[str]:
                 enough += 1
             most = max(most, *prompts)
             metrics = _some([label(metric) for metric in dict.fromkeys(own.metric for own, _, _ in family)])
-            sufficient.append(f"the {len(family)} in {metrics} can be with {enough} prompts that differ")
+            compared = count_noun(len(family), "comparison")
+            need = choose(len(family), "needs", "need")
+            sufficient.append(f"the {compared} in {metrics} {need} at least {enough} prompts that differ")
     if sufficient:
         yield (
             f"p is 1 for differences that can't be significant at this size ({count_noun(most, 'prompt')}), even if "
-            f"their CI excludes 0. Of the comparisons, {'; '.join(sufficient)}."
+            f"their CI excludes 0. T{'; '.join(sufficient)[1:]}."
         )
 
 

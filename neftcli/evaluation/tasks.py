@@ -294,7 +294,7 @@ def _loading_problem(task: str, error: Exception) -> Problem:
         hint = "name files relative to the task's YAML file" if is_task_file(task) else LIST_TASKS
         return Problem(f"{task}: its data files are missing", reason, hint)
     if isinstance(error, PermissionError | IsADirectoryError):
-        hint = "name readable files in the task's YAML file" if is_task_file(task) else f"ls -l {error.filename}"
+        hint = "name readable files in the task's YAML file" if is_task_file(task) else LIST_TASKS
         return Problem(f"{task}: a file that it needs can't be read", reason, hint)
     if isinstance(error, OSError):
         hint = "connect to the network, unset HF_HUB_OFFLINE, and run the command again"

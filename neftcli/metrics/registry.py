@@ -1,7 +1,7 @@
 """The registry of metrics: one entry for each, from which everything else looks up what it needs.
 
 An id is what files, JSON events, recipes and code use; a label is what tables and sentences print. To add a metric, add
-an entry to `REGISTRY` and a row to the table in docs/evaluation.md, which a test compares with it.
+an entry to `ENTRIES` and a row to the table in docs/evaluation.md, which a test compares with it.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _matched_scores(judged: JudgeScores) -> list[float | None]:
     return [score if matched else None for score, matched in zip(judged.scores, judged.matched, strict=True)]
 
 
-_METRICS = (
+ENTRIES = (
     Metric(
         HELD_OUT_LOSS,
         "held-out loss",
@@ -319,9 +319,9 @@ _METRICS = (
     ),
 )
 
-REGISTRY: dict[str, Metric] = {metric.id: metric for metric in _METRICS}
+REGISTRY: dict[str, Metric] = {metric.id: metric for metric in ENTRIES}
 """All metrics but those of benchmark tasks, by id, in the order of the table."""
-SWEEP_METRICS = (*(metric.id for metric in _METRICS if metric.sweep_direction is not None), "tasks")
+SWEEP_METRICS = (*(metric.id for metric in ENTRIES if metric.sweep_direction is not None), "tasks")
 """Values of `sweep.metrics`; "tasks" stands for the metrics of all benchmark tasks."""
 
 

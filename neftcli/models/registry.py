@@ -117,8 +117,8 @@ ALIASES: dict[str, Alias] = {
 }
 
 
-MODEL_FILE_ENDINGS = frozenset((".json", ".safetensors", ".model", ".jinja", ".txt", ".py"))
-"""Endings of the files of a model's folder that are read."""
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt")
+"""Patterns of the files of a model's folder that are always read if they are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +196,8 @@ def resolve_model(name: str, revision: str | None = None) -> ModelReference:
                     "use a folder that save_pretrained wrote, or a hub id",
                 )
             )
-        for file in sorted(path.iterdir()):
-            if file.suffix in MODEL_FILE_ENDINGS and not os.access(file, os.R_OK):
+        for file in sorted(file for pattern in MODEL_FILES for file in path.glob(pattern)):
+            if file.is_file() and not os.access(file, os.R_OK):
                 hint = f"chmod +r {quote(str(file))}"
                 raise ModelError(Problem(f"model.name: no permission to read {file}", name, hint))
         return ModelReference(name, "folder", str(path))

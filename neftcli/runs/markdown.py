@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 ACTIVE = re.compile(r"([\\`*\[\]|~]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|!(?=\[)|(?<![^\W_])_|_(?![^\W_])|(?<!\S)#|^>)")
-"""A character that has a meaning in Markdown where it is."""
+"""A character that Markdown would interpret at its position."""
 
 
 def quote_markdown(text: str, *, in_table: bool = False) -> str:

@@ -29,7 +29,7 @@ SWEEP = "sweep.json"
 BEST, NEW_BEST = "best", ".best"
 """The only links of a sweep, to its recommended run: replaced and never followed."""
 FIXABLE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR)
-"""Errors of files that a person can fix; a missing file is a bug of neft."""
+"""Errors of files that a person can fix; a missing file is a bug in neft."""
 
 
 def require_unlocked(folder: Path) -> None:

@@ -88,8 +88,8 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
     check_options(base, request.engine, request.ray_address)
     if request.pilot is not None and not request.dry_run:
         raise InputError(Problem("--pilot plans a sweep and needs --dry-run", str(request.pilot), "--dry-run"))
+    require_whole_sweep(folder, cells)
     if not request.dry_run:
-        require_whole_sweep(folder, cells)
         require_unlocked(folder)
     # Heavy libraries are imported only now, so that bad options are rejected at once.
     from neftcli.sweep.early_stopping import stops_early

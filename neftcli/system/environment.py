@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
+from neftcli.events import Notice
 from neftcli.system import distributed
 
 if TYPE_CHECKING:
@@ -127,8 +128,6 @@ def exclude_current_folder() -> None:
 
 def report_dropped(observer: Observer) -> None:
     """Report each notice once: dropped variables, and variables that select CPU instructions."""
-    from neftcli.events import Notice  # here, since a help page does without events
-
     for message in dropped_variables.pending:
         observer.notify(Notice(message))
     for name in INSTRUCTION_SETS:

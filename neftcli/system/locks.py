@@ -1,4 +1,4 @@
-"""Locks on files, by which processes keep apart; a killed process releases its locks."""
+"""File locks that keep two processes from using the same folder; a killed process releases its locks."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ def hold_lock(path: Path, *, wait: bool = False, other_folder: str = OTHER_FOLDE
 
 
 def _unsupported(path: Path, number: int, other_folder: str) -> LocksUnsupportedError:
-    message = f"{path.parent}: this file system has no file locks, which keep neft's processes apart"
+    message = f"{path.parent}: this file system does not support file locks, which neft needs"
     hint = f"{other_folder} on a local disk or NFS; Lustre has locks if it is mounted with the option flock"
     return LocksUnsupportedError(Problem(message, os.strerror(number), hint))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from neftcli.errors import INTERNAL_MESSAGE
 from tests.conftest import Result, neft_process, quick_arguments
 
 HUB = ("train", "--model", "owner/model")
@@ -59,7 +60,7 @@ HARMLESS = {
 def require_no_traceback(result: Result) -> None:
     """Check what holds for every exit, except the exit code."""
     shown = result.out + result.err
-    assert "bug of neft" not in shown
+    assert INTERNAL_MESSAGE not in shown
     assert "Traceback" not in shown
     assert SECRET not in shown
 
@@ -179,7 +180,7 @@ def test_train_user_without_a_home(tiny_folder: Callable[[str], Path], rows_file
             assert refused.code == 2, refused.err
             assert name in refused.err
             assert "ermission" in refused.err
-            assert "bug in neft" not in refused.err
+            assert INTERNAL_MESSAGE not in refused.err
     finally:
         shutil.rmtree(place)
 
@@ -188,4 +189,4 @@ def test_messages_never_blame_neft_for_bad_input() -> None:
     """The messages for bad input are snapshots of other tests."""
     snapshots = list((Path(__file__).parent / "__snapshots__").glob("test_bad_*.ambr"))
     assert len(snapshots) >= 3
-    assert not any("bug of neft" in snapshot.read_text(encoding="utf-8") for snapshot in snapshots)
+    assert not any(INTERNAL_MESSAGE in snapshot.read_text(encoding="utf-8") for snapshot in snapshots)

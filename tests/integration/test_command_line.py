@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from neftcli.errors import INTERNAL_MESSAGE
 from tests.conftest import Result, events, neft_process
 
 Neft = Callable[..., Result]
@@ -163,6 +164,20 @@ def test_train_debug_shows_the_traceback() -> None:
     assert "Traceback" in loud.err
 
 
+def test_main_reports_a_bug(neft: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message that other tests look for is the one that an unexpected exception gets."""
+
+    def fail(*_arguments: object) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr("neftcli.models.registry.resolve_model", fail)
+    result = neft("models", "tiny")
+    assert result.code == 1
+    assert INTERNAL_MESSAGE in result.err
+    assert "RuntimeError: planted" in result.err
+    assert "--debug" in result.err
+
+
 @pytest.mark.slow
 def test_train_reports_an_unreachable_hub_in_seconds(tmp_path: Path) -> None:
     result = neft_process(
@@ -275,7 +290,7 @@ def test_command_works_with_closed_output(arguments: str, code: int) -> None:
     command = f"exec '{sys.executable}' -m neftcli {arguments} >&-"
     done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == code
-    assert "a bug of neft" not in done.stderr
+    assert INTERNAL_MESSAGE not in done.stderr
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -323,7 +323,7 @@ def test_sweep_alpha_dry_run(
     assert re.search(r"estimate: about .* per cell, .* in all \(4 cells, 1 worker\)\n", result.out)
     basis = "estimated from a timed forward pass on this machine; a finished cell gives a better estimate"
     assert f"estimate: {basis}\n" in result.out
-    assert "note: each answer counts with 4 tokens, the maximum\n" in result.out
+    assert "note: every answer is assumed to have the maximum length, 4 tokens\n" in result.out
     grid = ["--grid", "training.per_device_train_batch_size=2,8", "--set", "training.max_steps=1", "--seeds", "1"]
     *_, found = events(neft(*arguments, *grid, "--set", "sweep.answers=false", "--dry-run", "--json").out)
     assert found["event"] == "sweep.estimate"

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from neftcli.data import dataset
+from neftcli.errors import INTERNAL_MESSAGE
 from neftcli.recipe.loading import load_recipe
 from neftcli.runs.checkpoints import CheckpointFolder
 from tests.conftest import Result, events, keep_nfs_files, neft_process, quick_arguments
@@ -567,4 +568,4 @@ def test_train_cublas_setting_that_is_not_deterministic(
     assert message in rejected.err
     assert "got      Deterministic behavior was enabled, but CuBLAS needs" in rejected.err
     assert "unset CUBLAS_WORKSPACE_CONFIG" in rejected.err
-    assert "bug of neft" not in rejected.err
+    assert INTERNAL_MESSAGE not in rejected.err

@@ -21,7 +21,7 @@ from neftcli.events.data import BUILTIN, describe_source
 from neftcli.metrics.registry import ANSWER_TOKENS, label
 from neftcli.models.chat_templates import describe_template
 from neftcli.system.files import format_bytes
-from neftcli.wording import count_noun
+from neftcli.wording import choose, count_noun
 
 PHASES = {
     PhaseId.LOADING_LIBRARIES: "loading the libraries",
@@ -80,11 +80,6 @@ def count(number: float) -> str:
     return f"{number / 1e6:.1f} M" if number < 999.95e6 else f"{number / 1e9:.2f} B"
 
 
-def choose(number: float, one: str, several: str) -> str:
-    """Return the form of a word that agrees with a number."""
-    return one if number == 1 else several
-
-
 def duration(seconds: float) -> str:
     """Format measured seconds as a clock does: 0:07, 2:51, 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
@@ -130,10 +125,7 @@ def _(event: events.Notice) -> list[Line]:
 def _(event: events.DataReady) -> list[Line]:
     first = [Line("data", data_line(event)), Line("data", length_line(event), "dim")]
     template = [Line("data", template_text(event), "dim")] if event.template else []
-    unused = [
-        Line("data", f"{count_noun(number, 'row')} not used because of {option}", "dim")
-        for option, number in event.unused.items()
-    ]
+    unused = [Line("data", text, "dim") for text in unused_lines(event)]
     return [*first, *template, *unused, *map(_notice, data_notices(event))]
 
 
@@ -229,6 +221,11 @@ def length_line(event: events.DataReady) -> str:
     train = event.train
     lengths = f"{train.shortest} to {train.longest} tokens per row, median {train.median}, 90 % at most {train.p90}"
     return f"{count(train.loss_tokens)} tokens with loss ({event.loss_on.replace('_', ' ')}) · {lengths}"
+
+
+def unused_lines(event: events.DataReady) -> list[str]:
+    """Return the number of rows that each option of the recipe leaves out."""
+    return [f"{count_noun(number, 'row')} not used because of {option}" for option, number in event.unused.items()]
 
 
 def data_notices(event: events.DataReady) -> list[str]:
@@ -507,7 +504,9 @@ def estimate_remarks(event: events.SweepEstimate) -> list[Line]:
     if event.engine == "ray":
         remarks.append("estimated for one worker on this machine; the cluster may differ")
     if event.answer_tokens is not None:
-        remarks.append(f"each answer counts with {count_noun(event.answer_tokens, 'token')}, the maximum")
+        remarks.append(
+            f"every answer is assumed to have the maximum length, {count_noun(event.answer_tokens, 'token')}"
+        )
     if event.early_stopping:
         remarks.append("early stopping may save cells; the estimate is for all")
     if event.cells:

@@ -114,7 +114,10 @@ class Page:
         from jinja2 import Environment
 
         data = self._data
-        counts = [format.data_line(data), format.length_line(data), format.template_text(data)] if data else []
+        counts = []
+        if data:
+            counts = [format.data_line(data), format.length_line(data), format.template_text(data)]
+            counts += format.unused_lines(data)
         template = Environment(autoescape=True).from_string(TEMPLATE)
         return template.render(
             mark=MARK,

@@ -24,7 +24,7 @@ from neftcli.wording import count_noun
 MAX_ROWS = 16
 """Rows of a run's table, for a terminal of 24 lines."""
 RECENT_ROWS = 10
-"""Latest rows of the table; the others are rather those with an evaluation."""
+"""Latest rows, always shown; of the older rows, those with an evaluation are kept first."""
 WIDE = 110
 
 

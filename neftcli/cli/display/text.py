@@ -62,10 +62,10 @@ def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 class _StandardStream(io.FileIO):
-    """File of stdout or stderr that drops what it is given once its reader has gone."""
+    """File of stdout or stderr that discards output after the reader closes the pipe."""
 
     def write(self, data: Buffer) -> int:
-        """Write bytes, or drop them."""
+        """Write bytes, or discard them."""
         try:
             return super().write(data)
         except BrokenPipeError:

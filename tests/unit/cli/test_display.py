@@ -340,15 +340,18 @@ def test_live_table_begins_with_the_losses_before_training() -> None:
     ],
 )
 def test_live_table_keeps_the_latest_rows_and_evaluations(every: int, steps: list[int]) -> None:
-    display = LiveDisplay(Console(file=io.StringIO(), width=100))
+    console = Console(file=io.StringIO(), width=100)
+    display = LiveDisplay(console)
     display.notify(events.Evaluated(0, 2.41, 2.4))
     for step in range(1, 41):
         display.notify(events.StepLogged(step, step / 100, 2.0, 1e-4, 1.0, 100.0, 2**30))
         if step % every == 0:
             display.notify(events.Evaluated(step, 2.0, 2.0))
-    shown = [row.step for row in display._rows]
-    assert shown == steps
-    assert display._left_out == 41 - len(steps)
+    with display:  # printed at its end
+        pass
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert [int(step) for step in re.findall(r"^ *(\d+) (?!rows)", printed, re.MULTILINE)] == steps
+    assert f"{41 - len(steps)} rows are left out" in printed
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from neftcli.errors import InputError
 
 
 def test_copy_to_a_folder_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an error of the input, not a bug of neft."""
+    """It is an error of the input, not a bug in neft."""
 
     def refuse(*_arguments: Any, **_options: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")

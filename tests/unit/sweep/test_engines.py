@@ -250,20 +250,42 @@ def test_ray_engine_disconnects_if_it_cannot_start(ray_engine_with: Callable[...
 def test_local_engine_replaces_a_worker_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that has lost its connection and does not end is killed."""
     monkeypatch.setattr(local_engine, "EXIT_TIMEOUT", 0.1)
-    engine = LocalEngine([None], 0, tmp_path / "workers.log")
+    engine = LocalEngine([None], 1, tmp_path / "workers.log")
     context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=time.sleep, args=(60,), daemon=True)
-    process.start()
-    worker, other = Worker(process, ours, None), object()
-    monkeypatch.setattr(engine, "_workers", [worker])
-    monkeypatch.setattr(engine, "start_worker", lambda _device: other)
+    workers: list[Worker] = []
+
+    def start_worker(device: str | None) -> Worker:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=finish_cell if workers else hang, args=(ours, theirs))
+        process.start()
+        theirs.close()
+        workers.append(Worker(process, ours, device))
+        return workers[-1]
+
+    monkeypatch.setattr(engine, "start_worker", start_worker)
+    [cell, *_] = plan("sweep.alphas=[5]")
+    outcomes: list[CellOutcome] = []
     started = time.monotonic()
-    assert engine._replace(worker) is other
+    engine.run([cell], lambda *_: None, lambda _, outcome: outcomes.append(outcome))
+    engine.close()
     assert time.monotonic() - started < 30
-    assert process.exitcode == -signal.SIGKILL
-    theirs.close()
-    monkeypatch.undo()
+    assert outcomes[-1].status == "finished"
+    assert [worker.process.exitcode for worker in workers] == [-signal.SIGKILL] * 2
+
+
+def hang(*connections: Any) -> None:
+    """Close the connections, and don't end."""
+    for connection in connections:
+        connection.close()
+    time.sleep(60)
+
+
+def finish_cell(ours: Any, theirs: Any) -> None:
+    """Report a cell as finished, and wait for the next one."""
+    ours.close()
+    theirs.recv()
+    theirs.send(CellOutcome(CellStatus.FINISHED))
+    theirs.recv()
 
 
 def test_ray_engine_stops_without_a_retry(ray_engine_with: Callable[..., RayEngine]) -> None:

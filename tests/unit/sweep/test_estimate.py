@@ -265,7 +265,7 @@ def test_estimate_remarks(tmp_path: Path, timed: list[Recipe]) -> None:
     estimated = estimate(cells, "ray", early_stopping=True)
     remarks = [
         "estimated for one worker on this machine; the cluster may differ",
-        "each answer counts with 256 tokens, the maximum",
+        "every answer is assumed to have the maximum length, 256 tokens",
         "early stopping may save cells; the estimate is for all",
         "not included: the judge, the verdict and its plots",
     ]

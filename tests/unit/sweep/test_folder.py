@@ -103,7 +103,7 @@ def test_explain_interruption_names_the_command_that_resumes(tmp_path: Path) -> 
     full = r"(?s)the disk is full; finished cells are kept.*free some space, then neft again"
     with pytest.raises(NeftError, match=full), explain_interruption(tmp_path, "neft again"):
         raise OSError(28, "No space left on device", "sweep.json")
-    for name in (None, "recipe.yaml"):  # a bug of neft
+    for name in (None, "recipe.yaml"):  # a bug in neft
         with pytest.raises(FileNotFoundError), explain_interruption(tmp_path, "neft again"):
             raise FileNotFoundError(2, "No such file", name)
 

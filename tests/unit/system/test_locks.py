@@ -61,7 +61,7 @@ def test_acquire_lock_without_flock(
     with pytest.raises(LocksUnsupportedError) as raised:
         acquire_lock(tmp_path / ".lock", wait=wait)
     [problem] = raised.value.problems
-    assert problem.message == f"{tmp_path}: this file system has no file locks, which keep neft's processes apart"
+    assert problem.message == f"{tmp_path}: this file system does not support file locks, which neft needs"
     assert problem.got == os.strerror(number)
     assert problem.hint.startswith("--output-dir FOLDER on a local disk or NFS; Lustre has locks if ")
     assert problem.code == "no_locks"
@@ -77,9 +77,15 @@ def test_run_sweep_and_evaluation_without_flock(flockless: Callable[[int], None]
     flockless(errno.ENOSYS)
     folder = tmp_path / "run"
     folder.mkdir()
-    for lock in (RunDirectory(folder).lock(), lock_sweep(tmp_path / "sweep"), lock_results(folder, Silent())):
-        with pytest.raises(InputError, match="this file system has no file locks"), lock:
+    hints = {
+        RunDirectory(folder).lock(): "--output-dir FOLDER on",
+        lock_sweep(tmp_path / "sweep"): "--output-dir FOLDER on",
+        lock_results(folder, Silent()): "copy the run to a folder on",  # neft eval has no --output-dir
+    }
+    for lock, hint in hints.items():
+        with pytest.raises(InputError, match="this file system does not support file locks") as raised, lock:
             pass
+        assert raised.value.problems[0].hint.startswith(hint)
     assert not (tmp_path / "sweep" / "recipe.yaml").exists()
 
 
