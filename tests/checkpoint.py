@@ -1,4 +1,4 @@
-"""What every checkpoint of a run holds, for tests that write one without training."""
+"""The files of a checkpoint, for tests that write one without training."""
 
 from __future__ import annotations
 

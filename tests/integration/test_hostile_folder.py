@@ -20,12 +20,12 @@ import pytest
 from tests.conftest import quick_arguments
 
 SCRIPT = "import sys\nfrom neftcli.cli.main import command\nif __name__ == '__main__':\n    sys.exit(command())\n"
-"""What pip writes for the command `neft`."""
+"""The script that pip writes for the command `neft`."""
 OF_PYTHON_ITSELF = {
     *("importlib", "contextlib", "warnings", "types", "threading", "runpy", "collections", "functools", "operator"),
     *("keyword", "reprlib", "_weakrefset", "pkgutil", "typing", "zipimport"),
 }
-"""What `python -m` imports, from the current folder, before any code of the module that it runs."""
+"""Modules that `python -m` imports from the current folder before any code of the module that it runs."""
 TASK = """
 task: fruit
 dataset_path: json

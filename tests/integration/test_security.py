@@ -147,7 +147,7 @@ def test_pickles_in_a_checkpoint_with_a_new_manifest(
     made: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Who can write a checkpoint can write its manifest, so a valid manifest is no reason to trust its files."""
+    """A valid manifest is no reason to trust a checkpoint: anybody who can write its files can write the manifest."""
     publish = CheckpointFolder.publish
 
     def publish_and_stop(checkpoints: CheckpointFolder, step: int, facts: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What is neither an error nor a request to end.
+"""Exceptions that are neither an error nor a request to stop.
 
 Oracle: a real panic of the tokenizers library, by an expression that backtracks without end.
 """

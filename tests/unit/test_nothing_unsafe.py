@@ -27,7 +27,7 @@ def called(node: ast.Call) -> str:
 
 
 def faults(text: str) -> Iterator[str]:
-    """What of a source could run text or data as code."""
+    """Return the calls in a source file that could run text or data as code."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import) and any(alias.name.split(".")[0] in UNPICKLES for alias in node.names):
             yield f"line {node.lineno}: {ast.unparse(node)}"

@@ -25,7 +25,7 @@ def control_characters(shown: str) -> set[str]:
 
 
 def on_terminal(event: events.Event, width: int = 100) -> str:
-    """What the live display writes of an event, as `neft` makes its console, and at the end of its work."""
+    """Return the output of the live display for an event, on a console as `neft` makes it, and at the end."""
     display = LiveDisplay()
     display.console.file = stream = io.StringIO()
     display.console.width = width

@@ -1,4 +1,4 @@
-"""How an inspected row is shown: on a pipe, on a terminal, and as a page.
+"""Inspected rows on a pipe, on a terminal, and as a page.
 
 Oracles: lines written out by hand, and Python's own HTML parser for the page.
 """

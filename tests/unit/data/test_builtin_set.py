@@ -456,7 +456,7 @@ def convert(amount: Fraction, source: str, target: str) -> Fraction:
 
 
 def test_builtin_unit_conversions(rows: list[Row]) -> None:
-    """Each conversion is computed anew from the amount and the two units in the prompt."""
+    """Each conversion is computed again from the amount and the two units in the prompt."""
 
     def judge(row: Row) -> Iterator[str]:
         read = read_conversion(row.prompt)

@@ -1,4 +1,4 @@
-"""Whatever stands in a recipe file, after `--set` or a flag, it makes a recipe or is refused with what to do.
+"""Any content of a recipe file, of `--set` or of a flag makes a recipe, or is rejected with a hint.
 
 Oracles: two laws that hypothesis tries to break. Only RecipeError leaves the loader, and each of its problems says what
 was violated; and a recipe with one byte changed loads to another recipe, to the same one, or not at all, and never

@@ -50,7 +50,7 @@ def load(text: str, *overrides: str, name: str = "r.yaml") -> Recipe:
 
 
 def message(text: str, *overrides: str) -> str:
-    """What is said about a file with this text."""
+    """Return the problems of a recipe file with this text."""
     with pytest.raises(RecipeError) as raised:
         load(text, *overrides)
     return str(raised.value)

@@ -61,7 +61,7 @@ def number(text: str) -> int:
 
 
 def value(recipe: Recipe, path: str) -> Any:
-    """What a dotted key resolves to."""
+    """Return the value of a dotted key."""
     return reduce(getattr, path.split("."), recipe)
 
 

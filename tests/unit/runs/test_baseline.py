@@ -1,4 +1,4 @@
-"""What a run is compared with, before and after that is trained.
+"""The run that a run is compared with, before and after it is trained.
 
 Oracle: the folders that `RunDirectory.assign_name` makes.
 """
@@ -42,7 +42,7 @@ def test_find_paired_run_before_it_is_trained(noisy: Recipe, plain: Recipe) -> N
 
 
 def test_find_paired_run_finished(noisy: Recipe, plain: Recipe) -> None:
-    """Also behind others of its name: one of another recipe, one that was stopped, one that is damaged."""
+    """The run is found although others of its name have another recipe, were stopped, or are damaged."""
     finish(replace(plain, training=Training(seed=0, learning_rate=1.0)))
     finish(plain, "preempted")
     finish(plain).write_text("run.json", "[")

@@ -150,7 +150,7 @@ def test_publish_keeps_a_valid_checkpoint(
 
 
 def test_create_makes_empty_folder(tmp_path: Path) -> None:
-    """What a killed process left in it, a link among it, is in no checkpoint."""
+    """Leftovers of a killed process, such as a link, do not get into a checkpoint."""
     checkpoints = CheckpointFolder(tmp_path / "checkpoints", 1)
     (checkpoints.path(2) / "deep").mkdir(parents=True)
     (checkpoints.path(2) / "optimizer.pt").symlink_to(tmp_path / "elsewhere")

@@ -208,7 +208,7 @@ def test_create_removes_stale_unnamed_runs() -> None:
 
 
 def test_create_keeps_files_of_others() -> None:
-    """Neither other names, dates among them, nor what a link leads to, nor a folder with anything of somebody's."""
+    """Other names (such as dates), targets of links, and folders with other files are kept."""
     Path("mine").mkdir()
     theirs = [".hidden", ".backup.20250101", ".run.neft-0123abcd", ".run.neft-89abcdef", ".run.neft-00000000"]
     for name in (*theirs[:2], theirs[3]):
@@ -373,7 +373,7 @@ def test_write_text_overwrites() -> None:
 
 
 def test_write_json_round_trip() -> None:
-    """What is written is read, and is legible in the file."""
+    """The content that is read equals the content that was written, and is legible in the file."""
     run = new_run(Path("runs"), "run")
     content = {"name": "größe", "losses": [1.5, None], "neftune": {"alpha": 5.0}}
     run.write_json("run.json", content)

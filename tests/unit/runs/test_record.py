@@ -105,7 +105,7 @@ def test_record_times_have_zones(run: RunDirectory) -> None:
 
 @pytest.mark.parametrize("status", ["finished", "failed", "interrupted"])
 def test_record_end(status: str, run: RunDirectory) -> None:
-    """How it ended and what came of it; what was written before stays."""
+    """The status and the results are recorded; earlier fields stay."""
     record = RunRecord(run, RECIPE)
     record.update(data_sha256="abc")
     assert written(run)["data_sha256"] == "abc"
@@ -130,7 +130,7 @@ def test_record_has_no_secrets(run: RunDirectory, monkeypatch: pytest.MonkeyPatc
 
 
 def test_record_git_commit(run: RunDirectory, git: Path) -> None:
-    """What git says, without its line break."""
+    """Return the output of git without its line break."""
     git.write_text('#!/bin/sh\n[ "$*" = "rev-parse HEAD" ] && echo 0123abc\n', encoding="utf-8")
     assert RunRecord(run, RECIPE).fields["git"] == "0123abc"
 

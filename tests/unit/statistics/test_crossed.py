@@ -133,7 +133,7 @@ def test_compare_arms_these_seeds_is_the_paired_test_of_the_average(seeds: int, 
 @pytest.mark.parametrize("gap", [0.0, 0.6, 1.2, 3.0])
 @pytest.mark.parametrize("seeds", [2, 6])
 def test_compare_arms_p_over_new_seeds_is_the_larger_of_two(seeds: int, gap: float) -> None:
-    """That over prompts, and the level whose margin, written out with scipy's quantiles, is the difference."""
+    """Tests: p over prompts, and the level whose margin, by scipy's quantiles, equals the difference."""
     baseline, arm = draw_arms(seeds, 40, 2)
     arm = arm + gap
     over_prompts = paired_difference(baseline.mean(0), arm.mean(0), resamples=QUICK)

@@ -49,7 +49,7 @@ def claim(found: ArmDifference, scope: ScopeId) -> Claim:
 
 
 def claims(found: list[ArmDifference], scope: ScopeId) -> bool:
-    """Whether any arm is called better or worse within a scope, all being corrected together."""
+    """Return True if any arm is called better or worse within a scope, with all corrected together."""
     of_scope = [claim(each, scope) for each in found]
     adjusted = holm_adjust([each.p for each in of_scope], [each.smallest_p for each in of_scope])
     words = {name_verdict(p, each.value, "lower") for p, each in zip(adjusted, found, strict=True)}

@@ -1,4 +1,4 @@
-"""What more would settle a comparison.
+"""Planning: the seeds or prompts that would settle a comparison.
 
 Oracles: a search in steps of one; the detectable effect at hand, which needs just what is at hand; the limits of the
 formula for many seeds and many prompts; laws (a larger effect needs no more).

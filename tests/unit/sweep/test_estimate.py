@@ -260,7 +260,7 @@ def test_estimate_sweep_workers(tmp_path: Path, timed: list[Recipe], monkeypatch
 
 
 def test_estimate_remarks(tmp_path: Path, timed: list[Recipe]) -> None:
-    """What an estimate assumes is no warning; a pilot that was trained differently is."""
+    """Assumptions of an estimate are remarks; a pilot that was trained differently is a warning."""
     cells = planned(tmp_path, alphas=(0.0,), seeds=2, metrics=("win_rate_length_controlled",))
     estimated = estimate(cells, "ray", early_stopping=True)
     remarks = [

@@ -1,4 +1,4 @@
-"""Whether the hub's settings can be used, and whether it can be reached.
+"""Checks that the hub's settings are valid, and that it can be reached.
 
 Oracles: a table of the hosts that answer, in place of the network, which tests don't use; in a process of its own what
 the hub's client says of itself; and no token in any message.
@@ -41,7 +41,7 @@ class _Connection(socket.socket):
 
 @pytest.fixture(autouse=True)
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, int]]:
-    """What was connected to, in an environment that says nothing about the hub."""
+    """Return the addresses that were connected to, in an environment without settings of the hub."""
     for name in (*PROXIES, *OTHERS, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE"):
         monkeypatch.setenv(name, "")  # so that it is put back, whatever the function under test does to it
         monkeypatch.delenv(name)
@@ -155,7 +155,7 @@ def test_go_offline_if_unreachable_malformed_token(name: str, token: str, monkey
 
 @pytest.mark.parametrize("token", ["", " ", "hf_secret", "hf_secret\n"])
 def test_go_offline_if_unreachable_usable_token(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the hub's client strips is no fault."""
+    """Characters that the hub's client strips are accepted."""
     monkeypatch.setenv("HF_TOKEN", token)
     assert not go_offline_if_unreachable()
 
@@ -192,7 +192,7 @@ def test_go_offline_if_unreachable_without_a_home(monkeypatch: pytest.MonkeyPatc
 def test_go_offline_if_unreachable_offline_mode_stays_on(
     value: str, asked: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who set HF_HUB_OFFLINE meant it, also behind a proxy."""
+    """HF_HUB_OFFLINE also holds behind a proxy."""
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
     assert go_offline_if_unreachable() == f"HF_HUB_OFFLINE is {value}"

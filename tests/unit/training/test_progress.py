@@ -70,7 +70,7 @@ def test_progress_of_quick_rows(rows_file: Path, tiny_folder: Callable[[str], Pa
 
 @given(st.integers(1, 60), st.floats(0.01, 1), st.data())
 def test_evaluation_schedule_count_remaining(total: int, every: float, data: st.DataObject) -> None:
-    """As many as `is_due` asks for when the run goes on; before the first step all of them."""
+    """The count equals the number of later steps that are due; before the first step, of all steps."""
     schedule = EvaluationSchedule(total, every)
     steps, last = [], 0
     for step in range(1, total + 1):

@@ -19,7 +19,7 @@ BASE = BaseEvaluation(Evaluated(0, 2.0, 2.5), ["an answer"], 3.0, 4.0)
 
 
 def test_run_state_round_trip() -> None:
-    """What is restored is what was saved; a later evaluation replaces it."""
+    """The restored state equals the saved one; a later evaluation replaces it."""
     state = RunState(BASE, time.perf_counter() - 10, {}, "")
     state.unlogged = {"loss": [0.5], "tokens": [20.0], "since": 6}
     state.last_evaluation = LossEvaluation(Evaluated(6, 1.0, 1.5), ())
