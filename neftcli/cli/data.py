@@ -39,7 +39,7 @@ def inspect(
     ] = None,
     json_lines: JsonOption = False,
 ) -> None:
-    """Show counts and a few rows as the model sees them, with the tokens that carry loss."""
+    """Show rows as the model sees them, and which tokens carry loss."""
     from neftcli.cli.display.html_page import Page
     from neftcli.data.inspection import inspect_row
     from neftcli.training.inputs import prepare_inputs, report_data

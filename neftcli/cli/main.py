@@ -17,7 +17,7 @@ import typer
 
 import neftcli
 from neftcli.cli import data, eval, models, recipes, sweep, train
-from neftcli.cli.display.text import drop_unread_output, replace_unencodable
+from neftcli.cli.display.text import drop_unread_output, lost_output, replace_unencodable
 from neftcli.cli.help import Command, HelpOption, command_with
 from neftcli.errors import (
     INTERNAL,
@@ -144,11 +144,13 @@ def command() -> None:
             sys.modules["logging"].shutdown()
         try:
             sys.stdout.flush()
+            if lost := lost_output():
+                sys.stderr.write(f"output was lost, as it could not be written: {lost}\n")
             sys.stderr.flush()
         except (OSError, ValueError):
             return  # Python flushes once more, and reports the error
-        if code is None:
-            os._exit(0)
+        if code is None or code == 0:
+            os._exit(1 if lost else 0)
         os._exit(code if isinstance(code, int) else 1)
 
     atexit.register(leave)

@@ -36,9 +36,9 @@ def models(
 
 
 def _list() -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from neftcli.cli.display.screens import list_console
     from neftcli.models.registry import ALIASES, resolve_model
 
     table = Table(box=None, pad_edge=False)
@@ -49,7 +49,7 @@ def _list() -> None:
         without_hub = f"installed here ({alias.package})" if here else alias.install
         how = "licence to accept on the hub" if alias.gated else without_hub
         table.add_row(name, alias.hub_id, "; ".join(filter(None, (alias.description, how))))
-    console = Console()
+    console = list_console()
     console.print(table)
     console.print(
         "\nneft train --model NAME    NAME may also be a hub id (owner/name), a folder or a .gguf file", style="dim"

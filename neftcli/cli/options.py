@@ -141,7 +141,7 @@ def read_flag_value(key: Key, value: str, flag: str) -> Any:
 
     For NUMBER|TEXT, a value that is not YAML ("1%") is text.
     """
-    from neftcli.errors import RecipeError
+    from neftcli.errors import Problem, RecipeError
     from neftcli.recipe.yaml_file import read_value
 
     kind = key.type_name
@@ -151,7 +151,11 @@ def read_flag_value(key: Key, value: str, flag: str) -> Any:
         except RecipeError:
             return value
     if kind == "LIST" and not value.lstrip().startswith("["):
-        return tuple(read_value(part.strip(), flag) for part in value.split(",") if part.strip())
+        parts = [part.strip() for part in value.split(",")]
+        if "" in parts and any(parts):
+            hint = f"{flag} {','.join(filter(None, parts))}"
+            raise RecipeError(Problem(f"{flag}: an entry between the commas is empty", f"{flag} {value}", hint))
+        return tuple(read_value(part, flag) for part in parts if part)
     return value if kind == "TEXT" else read_value(value, flag)
 
 

@@ -21,9 +21,9 @@ def list_recipes(context: typer.Context) -> None:
     """List the shipped recipes, with a line about each."""
     if context.invoked_subcommand is not None:
         return
-    from rich.console import Console
     from rich.table import Table
 
+    from neftcli.cli.display.screens import list_console
     from neftcli.recipe.loading import load_recipe
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -31,7 +31,7 @@ def list_recipes(context: typer.Context) -> None:
     table.add_column()
     for name in catalog.list_recipes():
         table.add_row(name, load_recipe(name).about)
-    console = Console()
+    console = list_console()
     console.print(table)
     console.print(
         "\nneft train --recipe NAME    neft recipes show NAME    neft recipes copy NAME FILE.yaml", style="dim"
@@ -43,7 +43,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="Shipped recipe or YAML file")],
     every: Annotated[bool, typer.Option("--all", help="Show every option with its help")] = False,
 ) -> None:
-    """Print a recipe; with --all, print every option with its value and its help."""
+    """Print a recipe, or with --all every option with its help."""
     from neftcli.recipe.loading import read_recipe_layers
 
     if every:

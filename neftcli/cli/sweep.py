@@ -34,7 +34,7 @@ def sweep_alpha(
     overrides: list[dict[str, Any]],
     earlier: Annotated[
         str | None,
-        typer.Argument(metavar="[SWEEP]", help="Folder or name of a sweep to resume", show_default=False),
+        typer.Argument(metavar="SWEEP", help="Folder or name of a sweep to resume", show_default=False),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -78,6 +78,7 @@ def sweep_alpha(
     from neftcli.runs.directory import find_sweep
     from neftcli.sweep.folder import load_layers, resolve_sweep
     from neftcli.sweep.sweep_alpha import SweepRequest, run_sweep
+    from neftcli.training.signals import StopSignal
 
     if earlier is not None and re.fullmatch(ALPHA, earlier) and find_sweep(earlier) is None:
         hint = "neft sweep-alpha --alphas 0,5,10"
@@ -97,7 +98,8 @@ def sweep_alpha(
         layers = [*read_recipe_layers(recipe or QUICKSTART), *typed]
     else:
         layers, working_folder = load_layers(folder, typed, resume=not is_new)
-    with choose_display(json_lines=json_lines, quiet=quiet) as display:
+    stop = StopSignal()  # until the sweep handles signals itself
+    with choose_display(json_lines=json_lines, quiet=quiet) as display, stop.handle_signals(), stop.interruptible():
         pilot_folder = None if pilot is None else resolve_sweep(pilot, "--pilot")
         request = SweepRequest(
             layers=tuple(layers),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from neftcli.data.tokenizer import THINK, THINK_END, ContinuationEncoder, SpecialTokenEscaper, tokenizer_errors
 from neftcli.errors import DataError, ModelError, Problem
-from neftcli.events import Observer, Phase, PhaseId
+from neftcli.events import Notice, Observer, Phase, PhaseId
 from neftcli.models.chat_templates import (
     OTHER_TEMPLATE,
     TEMPLATE_DATE,
@@ -350,11 +350,13 @@ def load_chat_format(
         ModelError: The model or the template can't be found or read.
     """
     from neftcli.models.chat_templates import set_chat_template
-    from neftcli.models.gguf import is_gguf_converted
+    from neftcli.models.gguf import is_gguf_converted, is_gguf_locked
     from neftcli.models.limits import load_embedding_size
     from neftcli.models.loading import load_tokenizer, read_stop_tokens
 
     if reference.kind == "gguf" and not is_gguf_converted(Path(reference.location)):
+        if is_gguf_locked(Path(reference.location)):
+            observer.notify(Notice(f"another process is converting {reference.name}; waiting for it"))
         observer.notify(Phase(PhaseId.CONVERTING_GGUF))
     else:
         observer.notify(Phase(PhaseId.LOADING_TOKENIZER))

@@ -18,7 +18,7 @@ from neftcli.errors import OUT_OF_MEMORY, InputError, NeftError, Preempted, Prob
 from neftcli.evaluation.cache import lock_results
 from neftcli.evaluation.exports import EXPORTS
 from neftcli.evaluation.held_out import EvalRows, read_eval_rows
-from neftcli.evaluation.targets import EvalTarget, base_model_target, resolve_target
+from neftcli.evaluation.targets import EvalTarget, Role, base_model_target, resolve_target
 from neftcli.events import EvaluationReport, Notice, Observer, Phase, PhaseId, PhaseProgress
 from neftcli.models.validate import validate_model, validate_weight_files
 from neftcli.recipe.trust import TRUST
@@ -121,14 +121,23 @@ def _resolve_targets(request: EvalRequest, observer: Observer) -> list[EvalTarge
     for layer in request.overrides:
         if TRUST in layer:
             trusted = layer[TRUST].value is True
-    main = _set_trust(resolve_target(request.target, "run", request.overrides), trusted)
-    targets = [main]
+    named: list[tuple[str, Role, Sequence[Layer]]] = [(request.target, "run", request.overrides)]
     if request.baseline is not None:
         evaluation_options = [
             {path: setting for path, setting in layer.items() if path.startswith("evaluation.")}
             for layer in request.overrides
         ]
-        targets.append(_set_trust(resolve_target(request.baseline, "baseline", evaluation_options), trusted))
+        named.append((request.baseline, "baseline", evaluation_options))
+    targets, problems = [], []
+    for name, role, overrides in named:
+        try:
+            targets.append(_set_trust(resolve_target(name, role, overrides), trusted))
+        except InputError as error:
+            origin = "--baseline: " if role == "baseline" else ""
+            problems += [replace(problem, message=f"{origin}{problem.message}") for problem in error.problems]
+    if problems:
+        raise InputError(*problems)
+    main = targets[0]
     base = base_model_target(main) if request.base else None
     if base is None:
         return targets

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 import tempfile
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,21 @@ def is_gguf_converted(file: Path) -> bool:
     except OSError:  # not readable: reported when the model is loaded
         return False
     return read_json_object(_entry_folder(digest) / MANIFEST).get("version") == FORMAT_VERSION
+
+
+def is_gguf_locked(file: Path) -> bool:
+    """Return whether another process is converting this file, so that `convert_gguf` would wait for it."""
+    from filelock import Timeout
+
+    try:
+        lock = _entry_folder(file_sha256_once(file)).with_suffix(LOCK)
+    except OSError:  # not readable: reported when the model is loaded
+        return False
+    try:
+        with hold_lock(lock) if lock.is_file() else nullcontext():
+            return False
+    except Timeout:
+        return True
 
 
 def convert_gguf(file: Path) -> Path:

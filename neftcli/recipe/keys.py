@@ -104,11 +104,16 @@ def choices(annotation: Any) -> list[str]:
 
 
 def format_value(value: Any) -> str:
-    """Return a value as YAML has it on one line."""
+    """Return a value as YAML has it on one line; "the default" without one."""
+    if value is None:
+        return "the default"
     if isinstance(value, tuple):
         return f"[{','.join(map(format_value, value))}]"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{name}: {format_value(item)}' for name, item in value.items())}}}"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value) or '""'

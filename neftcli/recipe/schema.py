@@ -319,7 +319,7 @@ class Training:
         Annotated[float, Gt(0), Le(100_000)], Option("Passes over the training rows", "--epochs")
     ] = 3.0
     max_steps: Annotated[
-        Count | None, Option("Number of steps; overrides num_train_epochs", "--max-steps", unset="num_train_epochs")
+        Count | None, Option("Number of steps, instead of a number of epochs", "--max-steps", unset="num_train_epochs")
     ] = None
     per_device_train_batch_size: Annotated[
         Count, Option("Rows per device and forward pass", "--batch-size", "More rows need more memory.")
@@ -579,13 +579,13 @@ class Recipe:
     name: Annotated[
         str,
         Option(
-            "Prefix of the run's name",
+            "Prefix of the name of the run or sweep",
             "--name",
             "Alpha and seed are appended. A recipe file without a name is named after the file.",
         ),
     ] = "run"
     about: Annotated[str, Option("One line for `neft recipes`")] = ""
-    output_dir: Annotated[Name, Option("Folder to create the run's folder in", "--output-dir")] = "runs"
+    output_dir: Annotated[Name, Option("Folder to create the run or sweep in", "--output-dir")] = "runs"
     model: Annotated[Model, Option("Model to tune")] = field(default_factory=Model)
     data: Annotated[Data, Option("Training rows")] = field(default_factory=Data)
     neftune: Annotated[Neftune, Option("Noise")] = field(default_factory=Neftune)

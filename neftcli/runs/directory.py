@@ -54,6 +54,8 @@ FIRST_FILES = (LOCK, RECORD, RECIPE, LOG)
 """Files of a run whose folder does not have its final name yet."""
 CELLS = "cells"
 """Folder of a sweep's runs."""
+STOPPED = ("preempted", "interrupted")
+"""Statuses of a run that a signal has stopped."""
 MAX_LISTED = 8
 """Names in a message that lists runs or sweeps."""
 TRAIN_AGAIN = "run `neft train` again, or use the folder of a finished run"
@@ -205,6 +207,11 @@ class RunDirectory:
         """Yield the paths that a run of this name may have, without end: NAME, NAME-2, NAME-3, ..."""
         yield parent / name
         yield from (parent / f"{name}-{number}" for number in count(2))
+
+    def stopped_namesake(self, parent: Path, name: str) -> Path | None:
+        """Return the run that has the name `parent/name`, if it is another one and was stopped; else None."""
+        first = next(self.candidate_paths(parent, name))
+        return first if first != self.path and _status(first / RECORD) in STOPPED else None
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:

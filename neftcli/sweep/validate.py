@@ -151,6 +151,7 @@ def require_same_sweep(folder: Path, base: Recipe) -> None:
     Raises:
         InputError: The cells in the folder were trained differently.
     """
+    from neftcli.recipe.keys import format_value
     from neftcli.recipe.loading import load_recipe, recipe_differences
 
     file = folder / RECIPE
@@ -159,7 +160,9 @@ def require_same_sweep(folder: Path, base: Recipe) -> None:
     changed = recipe_differences(load_recipe(str(file), as_written=True), base)
     changed.pop("neftune.alpha", None)  # each cell has its own
     if changed:
-        values = ", ".join(f"{path} {new} (there {old})" for path, (old, new) in changed.items())
+        values = ", ".join(
+            f"{path} {format_value(new)} (there {format_value(old)})" for path, (old, new) in changed.items()
+        )
         problem = f"{folder}: the cells of the sweep in this folder were trained differently"
         raise InputError(Problem(problem, values, "--name NAME for a new folder"))
 

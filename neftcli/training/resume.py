@@ -15,6 +15,7 @@ from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
 from neftcli.events.data import BUILTIN
 from neftcli.models.registry import resolve_model
+from neftcli.recipe.keys import format_value
 from neftcli.recipe.loading import load_recipe, read_recipe_layers, recipe_differences, resolve_recipe, rewrite_paths
 from neftcli.recipe.relative_paths import RelativePaths, find_relative_paths, relative_paths_record
 from neftcli.recipe.trust import require_typed_trust
@@ -404,7 +405,7 @@ def _require_same_recipe(resume_state: ResumeState, recipe: Recipe) -> None:
         problems.append(
             Problem(
                 f"--resume: {option} differs from that of {folder.name}{not_acceptable}",
-                f"{_format_value(now)} ({folder.name}: {_format_value(before)})",
+                f"{format_value(now)} ({folder.name}: {format_value(before)})",
                 new_run if option in impossible else ACCEPT,
             )
         )
@@ -430,13 +431,6 @@ def _same_file(before: str | None, now: str | None) -> bool:
     return expand_home(before).samefile(expand_home(now))
 
 
-def _format_value(value: Any) -> str:
-    """Format a value as it is typed."""
-    if value is None:
-        return "the default"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def describe_changes(resumed: Mapping[str, Any]) -> list[str]:
     """Describe the changes of a resumption, from an entry of its record's `resumed`."""
     if resumed["checkpoint"] is None:
@@ -445,7 +439,7 @@ def describe_changes(resumed: Mapping[str, Any]) -> list[str]:
     sentences = []
     for key, value in resumed["changes"].items():
         if isinstance(value, list) and key not in PATH_FLAGS:
-            sentences.append(f"{key} {_format_value(value[0])} up to step {step}, then {_format_value(value[1])}")
+            sentences.append(f"{key} {format_value(value[0])} up to step {step}, then {format_value(value[1])}")
         elif not isinstance(value, list):
             sentences.append(f"different {key.partition('_')[0]} after step {step} (accepted)")
     return sentences

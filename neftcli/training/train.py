@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -127,6 +128,10 @@ def train(
             capture_library_output(broadcast_path(directory).log),
         ):
             run = _Run(recipe, written, directory, record, observer, stop, resume, started)
+            stopped = None if resume else directory.stopped_namesake(recipe.output_folder(), recipe.run_name())
+            if stopped is not None:
+                command = f"neft train --resume {shlex.quote(str(stopped))}"
+                run.notify(Notice(f"{stopped} was stopped earlier; this is a new run, {command} resumes that one"))
             with stop.interruptible():
                 if assets is not None:
                     report_data(assets.prepared, assets.notices, run)

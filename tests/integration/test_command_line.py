@@ -5,10 +5,12 @@ Oracles: the interpreter's own list of modules, and exact messages.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,6 +285,43 @@ def test_command_fails_if_output_cannot_be_written() -> None:
     assert done.returncode != 0
     assert "No space left" in done.stderr
     assert run_script(script.replace("run():", "run(): sys.stdout.close();")).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [("--version", 1), ("train --alhpa 3 --json", 2), ("recipes show quickstart", 1)]
+)
+def test_command_reports_lost_output(arguments: str, code: int) -> None:
+    """Also on a full disk each command continues to its end, and then says so."""
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "neftcli", *arguments.split()]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr.endswith("output was lost, as it could not be written: No space left on device\n")
+    assert INTERNAL_MESSAGE not in done.stderr
+
+
+def test_train_continues_on_a_full_disk_of_stdout(quick: list[str], tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "neftcli", *quick], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, "output was lost" in done.stderr) == (1, True)
+    [run] = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+
+
+def test_command_waits_for_a_pipe_that_does_not_block() -> None:
+    command = [sys.executable, "-m", "neftcli", "recipes", "show", "quickstart", "--all"]
+    whole = subprocess.run(command, capture_output=True, check=True).stdout
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(write, False)
+    process = subprocess.Popen(command, stdout=write)
+    os.close(write)
+    time.sleep(0.5)  # until the pipe is full
+    with os.fdopen(read, "rb") as output:
+        assert output.read() == whole
+    assert process.wait() == 0
 
 
 @pytest.mark.parametrize(("arguments", "code"), [("models", 0), ("eval nosuch", 2), ("train --alpha five", 2)])

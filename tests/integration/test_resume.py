@@ -67,7 +67,7 @@ def test_resume_stopped_run(neft: Neft, copy: Path, stopped: tuple[Path, dict[st
 @pytest.mark.parametrize(
     ("typed", "expected_message"),
     [
-        (["--alpha", "10"], "neftune.alpha differs from that of checkpoint-6\n  got      10.0 (checkpoint-6: 5.0)"),
+        (["--alpha", "10"], "neftune.alpha differs from that of checkpoint-6\n  got      10 (checkpoint-6: 5)"),
         (["--seed", "1"], "training.seed differs from that of checkpoint-6\n  got      1 (checkpoint-6: 0)"),
         (["--batch-size", "2"], "training.per_device_train_batch_size differs from that of checkpoint-6\n"),
         (["--max-rows", "30"], "data.max_rows differs from that of checkpoint-6\n  got      30 (checkpoint-6: 36)"),
@@ -110,7 +110,7 @@ def test_resume_accepted_change(neft: Neft, copy: Path) -> None:
     [entry] = json.loads((copy / "run.json").read_text())["resumed"]
     assert entry["changes"] == {"neftune.alpha": [5.0, 10.0]}
     assert re.search(r"^finished: .* in \d+s \(\d+s with earlier commands\)$", said.out, re.MULTILINE)
-    mixed = "neftune.alpha 5.0 up to step 6, then 10.0"
+    mixed = "neftune.alpha 5 up to step 6, then 10"
     assert f"from here on the run is mixed: {mixed}" in " ".join(said.out.split())
     assert f"| mixed | `{mixed}` |" in (copy / "model" / "README.md").read_text()
     assert "alpha: 10" in (copy / "recipe.yaml").read_text()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from neftcli.models.gguf import unfinished_conversions
+from neftcli.sweep import sweep_alpha
 from neftcli.training import dry_run
 from neftcli.training.signals import WARNINGS
 from tests.conftest import Result, quick_arguments
@@ -42,6 +43,23 @@ def test_train_dry_run_sigterm(neft: Callable[..., Result], quick: list[str], mo
     result = neft(*quick, "--dry-run")
     assert result.code == 75
     assert "stopped before anything was started" in result.err
+
+
+@pytest.mark.usefixtures("_restored_signals")
+def test_sweep_alpha_dry_run_sigterm(
+    neft: Callable[..., Result], quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while a sweep checks its inputs, before it handles signals itself."""
+
+    def check_inputs(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the sweep continued")
+
+    monkeypatch.setattr(sweep_alpha, "check_inputs", check_inputs)
+    for option in ([], ["--dry-run"]):
+        result = neft("sweep-alpha", *quick[1:], "--alphas", "0,5", *option)
+        assert result.code == 75
+        assert "stopped before anything was started" in result.err
 
 
 @pytest.mark.slow

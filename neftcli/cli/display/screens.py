@@ -52,6 +52,7 @@ ENDED = (CellStatus.FINISHED, CellStatus.FAILED, CellStatus.NOT_NEEDED)
 TRAINING_SHARE = 0.9
 """Share of a cell's time that is training; the rest is its evaluation."""
 WIDE = 126
+LIST_WIDTH = 1000
 """Columns from which an evaluation has the numbers of its tests in the first table."""
 NARROW_DETAILS = ("95 % CI", "p (Holm)")
 DETAILS = (*NARROW_DETAILS, "n", "MDE")
@@ -158,6 +159,12 @@ def _answers(prompt: str, answers: Sequence[tuple[str, str]]) -> RenderableType:
 
 
 # Errors
+
+
+def list_console() -> Console:
+    """Return a console for a list: it keeps each entry on a line of its own, except on a terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=LIST_WIDTH)
 
 
 def print_problems(problems: Sequence[Problem], *, started: bool) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import json
 import os
 import re
+import select
 import sys
 import unicodedata
 from collections.abc import Mapping
@@ -62,23 +64,44 @@ def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 class _StandardStream(io.FileIO):
-    """File of stdout or stderr that discards output after the reader closes the pipe."""
+    """File of stdout or stderr that discards output after the reader has gone or the disk is full."""
 
     def write(self, data: Buffer) -> int:
-        """Write bytes, or discard them."""
-        try:
-            return super().write(data)
-        except BrokenPipeError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.fileno())
-            os.close(null)
-            return memoryview(data).nbytes
+        """Write all bytes, or discard them; wait if a pipe that does not block is full."""
+        rest = memoryview(data).cast("B")
+        size = rest.nbytes
+        while rest:
+            try:
+                written: int | None = super().write(rest)
+            except OSError as error:
+                if error.errno not in READER_GONE:
+                    _lost.append(error)
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self.fileno())
+                os.close(null)
+                break
+            if written is None:
+                select.select((), (self,), ())
+            else:
+                rest = rest[written:]
+        return size
+
+
+READER_GONE = (errno.EPIPE, errno.EIO)
+"""Numbers of errors of writing to a pipe that is closed, and to a terminal that is."""
+_lost: list[OSError] = []
+
+
+def lost_output() -> str:
+    """Return why output could not be written, such as a full disk; empty if it was written, or its reader had gone."""
+    return _lost[0].strerror or str(_lost[0]) if _lost else ""
 
 
 def drop_unread_output() -> None:
-    """Let the command continue to its end, with its own exit code, if stdout or stderr is closed or unread.
+    """Let the command continue to its end if stdout or stderr is closed, unread or on a full disk.
 
     `neft train | head -1` trains and saves the model, and `neft models | head -1` succeeds with `set -o pipefail`.
+    `lost_output` returns why output was lost otherwise.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -14,7 +14,8 @@ import typer
 from typer.testing import CliRunner
 
 from neftcli.cli.main import app
-from neftcli.cli.options import SET_BY_RECIPES, recipe_of, with_overrides
+from neftcli.cli.options import SET_BY_RECIPES, read_flag_value, recipe_of, with_overrides
+from neftcli.errors import RecipeError
 from neftcli.recipe import catalog
 from neftcli.recipe.keys import keys
 from neftcli.recipe.loading import load_recipe, parse_assignment
@@ -106,3 +107,11 @@ def test_help_of_data_inspect_has_no_flags_of_training() -> None:
     page = help_of("data", "inspect")
     assert "--max-length" in page
     assert not any(flag in page for flag in ("--learning-rate", "--alpha", "--lora", "--epochs", "--samples", "--seed"))
+
+
+@pytest.mark.parametrize("typed", ["0,,5", ",5", "5,"])
+def test_read_flag_value_rejects_an_empty_entry(typed: str) -> None:
+    [key] = [key for key in keys() if key.path == "sweep.alphas"]
+    with pytest.raises(RecipeError, match="an entry between the commas is empty") as raised:
+        read_flag_value(key, typed, "--alphas")
+    assert raised.value.problems[0].hint == f"--alphas {','.join(filter(None, typed.split(',')))}"

@@ -17,9 +17,10 @@ from filelock import FileLock
 
 from neftcli.errors import InputError, ModelError
 from neftcli.models import gguf
-from neftcli.models.gguf import MANIFEST, convert_gguf, is_gguf_converted, unfinished_conversions
+from neftcli.models.gguf import MANIFEST, convert_gguf, is_gguf_converted, is_gguf_locked, unfinished_conversions
 from neftcli.system.cache_folder import cache_folder
 from neftcli.system.files import file_sha256
+from neftcli.system.locks import hold_lock
 
 ROOT = Path(__file__).parents[3]
 Conversion = Callable[[Path, Path], None]
@@ -75,6 +76,15 @@ def test_is_gguf_converted_unreadable(file: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(gguf, "file_sha256_once", refuse)
     assert not is_gguf_converted(file)
+
+
+def test_is_gguf_locked(file: Path, conversions: list[Path]) -> None:
+    assert not is_gguf_locked(file)
+    lock = cache_folder() / "models" / f"{convert_gguf(file).name}.lock"
+    assert not is_gguf_locked(file)
+    with hold_lock(lock):
+        assert is_gguf_locked(file)
+    assert not is_gguf_locked(file)
 
 
 def test_convert_gguf_once(file: Path, conversions: list[Path]) -> None:

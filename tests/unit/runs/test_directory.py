@@ -141,6 +141,17 @@ def test_assign_name_taken() -> None:
     assert made == ["run", "run-2", "run-3", "run-5"]
 
 
+@pytest.mark.parametrize("status", ["preempted", "finished", None])
+def test_stopped_namesake(status: str | None) -> None:
+    """A run that was stopped and whose name a new run would have had."""
+    first = new_run(Path("runs"), "run")
+    if status is not None:
+        first.write_json("run.json", {"status": status, "recipe_sha256": ""})
+    second = new_run(Path("runs"), "run")
+    assert second.stopped_namesake(Path("runs"), "run") == (first.path if status == "preempted" else None)
+    assert first.stopped_namesake(Path("runs"), "run") is None
+
+
 def test_assign_name_fills_gap() -> None:
     """The lowest free number is taken; the folders that were there keep their files."""
     first = new_run(Path("runs"), "run")

@@ -59,7 +59,7 @@ def test_find_resume_state_lists_the_runs(tmp_path: Path, monkeypatch: pytest.Mo
     ("changes", "sentences"),
     [
         ({}, []),
-        ({"neftune.alpha": [5.0, 10.0]}, ["neftune.alpha 5.0 up to step 6, then 10.0"]),
+        ({"neftune.alpha": [5.0, 10.0]}, ["neftune.alpha 5 up to step 6, then 10"]),
         ({"training.logging_steps": [3, None]}, ["training.logging_steps 3 up to step 6, then the default"]),
         ({"data_sha256": "0123"}, ["different data after step 6 (accepted)"]),
         ({"data.source": ["a", "b"]}, []),  # moved
