@@ -130,7 +130,7 @@ def test_record_has_no_secrets(run: RunDirectory, monkeypatch: pytest.MonkeyPatc
 
 
 def test_record_git_commit(run: RunDirectory, git: Path) -> None:
-    """Return the output of git without its line break."""
+    """The record has the output of git without its line break."""
     git.write_text('#!/bin/sh\n[ "$*" = "rev-parse HEAD" ] && echo 0123abc\n', encoding="utf-8")
     assert RunRecord(run, RECIPE).fields["git"] == "0123abc"
 
