@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from neftcli.cli.completion import complete_run_or_model
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.cli.options import with_overrides
@@ -18,7 +19,12 @@ WITH_FLAGS = ("model.revision", "model.chat_template", "model.trust_remote_code"
 @with_overrides("eval", WITH_FLAGS, "the run's")
 def evaluate(
     overrides: list[dict[str, Any]],
-    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder or name of a run, or a model")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL", help="Folder or name of a run, or a model", autocompletion=complete_run_or_model
+        ),
+    ],
     baseline: Annotated[
         str | None,
         panel(
@@ -26,6 +32,7 @@ def evaluate(
             "--baseline",
             metavar="RUN|MODEL",
             help="Compare with this run or model, usually the same recipe with alpha 0",
+            autocompletion=complete_run_or_model,
         ),
     ] = None,
     base: Annotated[

@@ -6,11 +6,15 @@ from typing import Annotated
 
 import typer
 
+from neftcli.cli.completion import complete_model
+
 
 def models(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Print the folder or hub id that transformers loads"),
+        typer.Argument(
+            metavar="[NAME]", help="Print the folder or hub id that transformers loads", autocompletion=complete_model
+        ),
     ] = None,
 ) -> None:
     """List the aliases of models, or resolve one.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from neftcli.cli.completion import complete_from, complete_model, complete_recipe
 from neftcli.recipe.keys import Key, keys
 
 if TYPE_CHECKING:
@@ -197,6 +198,10 @@ def _flag(key: Key, default: str) -> inspect.Parameter:
     if key.option.switch is not None:
         return _keyword(_parameter_name(key), Annotated[bool | None, typer.Option(key.option.flag, **settings)])
     kind: Any = list[str] if key.type_name == "LIST" else str
+    if key.choices:
+        settings["autocompletion"] = complete_from(lambda: key.choices)
+    elif key.path == "model.name":
+        settings["autocompletion"] = complete_model
     option = typer.Option(key.option.flag, metavar=_metavar(key), **settings)
     return _keyword(_parameter_name(key), Annotated[kind | None, option])
 
@@ -232,6 +237,7 @@ def _recipe_option() -> inspect.Parameter:
                 help="Shipped recipe (see `neft recipes`) or YAML file  [default: quickstart; none with --model or "
                 "--dataset]",
                 show_default=False,
+                autocompletion=complete_recipe,
                 rich_help_panel="Run",
             ),
         ],

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from neftcli.cli.help import Command
+from neftcli.cli.completion import complete_recipe
+from neftcli.cli.help import Command, command_with
 from neftcli.errors import InputError, Problem
 from neftcli.recipe import catalog
 from neftcli.recipe.keys import keys
@@ -40,7 +41,9 @@ def list_recipes(context: typer.Context) -> None:
 
 @app.command("show", cls=Command)
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="Shipped recipe or YAML file")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="Shipped recipe or YAML file", autocompletion=complete_recipe)
+    ],
     every: Annotated[bool, typer.Option("--all", help="Show every option with its help")] = False,
 ) -> None:
     """Print a recipe, or with --all every option with its help."""
@@ -54,9 +57,23 @@ def show(
         typer.echo(file.read_text(encoding="utf-8"), nl=False)
 
 
+@app.command("schema", cls=command_with(("neft recipes schema > recipe.schema.json", "write the schema to a file")))
+def schema() -> None:
+    """Print the JSON schema of recipes, with which an editor completes and checks them.
+
+    With the YAML extension of VS Code and others, a recipe names the file in its first line:
+    # yaml-language-server: $schema=recipe.schema.json
+    """
+    import json
+
+    from neftcli.recipe.json_schema import build_json_schema
+
+    typer.echo(json.dumps(build_json_schema(), indent=2, ensure_ascii=False))
+
+
 @app.command("copy", cls=Command)
 def copy(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Shipped recipe")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Shipped recipe", autocompletion=complete_recipe)],
     target: Annotated[
         Path,
         typer.Argument(

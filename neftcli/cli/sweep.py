@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from neftcli.cli.completion import complete_recipe, complete_sweep
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.cli.options import QUICKSTART, with_overrides
@@ -34,11 +35,22 @@ def sweep_alpha(
     overrides: list[dict[str, Any]],
     earlier: Annotated[
         str | None,
-        typer.Argument(metavar="SWEEP", help="Folder or name of a sweep to resume", show_default=False),
+        typer.Argument(
+            metavar="SWEEP",
+            help="Folder or name of a sweep to resume",
+            show_default=False,
+            autocompletion=complete_sweep,
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
-        panel("Run", "--recipe", metavar="NAME|FILE", help="Recipe of the cells  [default: quickstart]"),
+        panel(
+            "Run",
+            "--recipe",
+            metavar="NAME|FILE",
+            help="Recipe of the cells  [default: quickstart]",
+            autocompletion=complete_recipe,
+        ),
     ] = None,
     grid: Annotated[
         list[str] | None,
@@ -62,7 +74,13 @@ def sweep_alpha(
     ] = False,
     pilot: Annotated[
         str | None,
-        panel("Output", "--pilot", metavar="SWEEP", help="With --dry-run: use the variance of this sweep"),
+        panel(
+            "Output",
+            "--pilot",
+            metavar="SWEEP",
+            help="With --dry-run: use the variance of this sweep",
+            autocompletion=complete_sweep,
+        ),
     ] = None,
     json_lines: JsonOption = False,
     quiet: QuietOption = False,

@@ -6,6 +6,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
+from neftcli.cli.completion import complete_run
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.cli.options import recipe_of, with_recipe
@@ -22,7 +23,14 @@ def train(
     layers: list[dict[str, Any]],
     recipe: str | None,
     resume: Annotated[
-        str | None, panel("Resume", "--resume", metavar="RUN", help="Resume a stopped run with its own recipe")
+        str | None,
+        panel(
+            "Resume",
+            "--resume",
+            metavar="RUN",
+            help="Resume a stopped run with its own recipe",
+            autocompletion=complete_run,
+        ),
     ] = None,
     accept_changes: Annotated[
         bool, panel("Resume", "--accept-changes", help="Resume even if recipe, data or model differ")
