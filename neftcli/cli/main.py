@@ -15,7 +15,6 @@ from typing import Annotated
 
 import typer
 
-import neftcli
 from neftcli.cli import data, eval, models, recipes, sweep, train
 from neftcli.cli.display.text import drop_unread_output, lost_output, replace_unencodable
 from neftcli.cli.help import Command, HelpOption, command_with
@@ -35,6 +34,7 @@ from neftcli.errors import (
 from neftcli.system.distributed import is_main_process, rank
 from neftcli.system.environment import drop_overrides, exclude_current_folder
 from neftcli.system.files import restrict_umask
+from neftcli.version import VERSION
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Base class of typer's usage errors, of which typer exports only some."""
@@ -85,7 +85,7 @@ app.command("models", cls=Command)(models.models)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"neft {neftcli.__version__}")
+        typer.echo(f"neft {VERSION}")
         raise typer.Exit
 
 

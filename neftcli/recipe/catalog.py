@@ -6,7 +6,6 @@ import shlex
 from difflib import get_close_matches
 from pathlib import Path
 
-import neftcli
 from neftcli.errors import Problem, RecipeError
 from neftcli.system.paths import closest_path, expand_home, is_file, is_folder
 
@@ -16,7 +15,7 @@ LIST_RECIPES = "neft recipes    to list the shipped recipes"
 
 def recipes_folder() -> Path:
     """Return the folder of shipped recipes: inside an installed package, next to the package in a checkout."""
-    package = Path(neftcli.__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 

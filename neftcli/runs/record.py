@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-import neftcli
 from neftcli.recipe.loading import recipe_fingerprint
 from neftcli.recipe.relative_paths import FIELD
 from neftcli.runs.directory import RECORD
 from neftcli.system.environment import recorded_variables
+from neftcli.version import VERSION
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
@@ -63,7 +63,7 @@ class RunRecord:
                 "length": recipe.neftune.length,
                 "schedule": recipe.neftune.schedule,
             },
-            "versions": {"neftcli": neftcli.__version__, "python": platform.python_version(), **_versions()},
+            "versions": {"neftcli": VERSION, "python": platform.python_version(), **_versions()},
             "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
             "environment": recorded_variables(),
             FIELD: paths,

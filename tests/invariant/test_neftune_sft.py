@@ -25,6 +25,7 @@ from trl import SFTConfig, SFTTrainer
 
 from neftcli.errors import NeftuneError
 from neftcli.neftune import Noise, neftune, paired
+from neftcli.neftune.callback import NeftuneCallback
 from tests.tiny import FAMILIES, HIDDEN, Family, save_tiny, tiny_model, tiny_tokenizer
 
 ALPHA = 5.0
@@ -474,3 +475,70 @@ def test_neftune_rejects_hugging_faces_hook(build: Build, lora: bool) -> None:
     with pytest.raises(NeftuneError, match="Hugging Face"), neftune(trainer.model, ALPHA):
         trainer.train()
     assert watch.passes == []
+
+
+# NeftuneCallback
+
+
+def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("collation", COLLATIONS)
+@each_adapter
+def test_neftune_callback_equals_the_context(build: Build, collation: str, lora: bool) -> None:
+    """The same noise at every step, and none after training."""
+    begin = BeginStep()
+    trainer, expected = build(lora=lora, callbacks=[begin], **COLLATIONS[collation])
+    with neftune(trainer.model, ALPHA, schedule="linear_decay", total_steps=2, seed=3) as begin.noise:
+        trainer.train()
+    callback = NeftuneCallback(ALPHA, schedule="linear_decay")
+    other, watch = build(lora=lora, callbacks=[callback], **COLLATIONS[collation])
+    other.train()
+    assert_same_weights(weights(trainer), weights(other))
+    for one, two in zip(expected.passes, watch.passes, strict=True):
+        assert torch.equal(one.received, two.received)
+    other.model.train()
+    other.model(input_ids=torch.tensor([[FIRST] * 8]), attention_mask=torch.ones(1, 8))
+    assert not watch.passes[-1].noise.any()
+
+
+def test_neftune_callback_alpha_zero_is_bit_identical(build: Build) -> None:
+    plain, _ = build()
+    plain.train()
+    trainer, _ = build(callbacks=[NeftuneCallback(0.0)])
+    trainer.train()
+    assert_same_weights(weights(plain), weights(trainer))
+
+
+def test_neftune_callback_resumes_with_the_same_noise(build: Build, tmp_path: Path) -> None:
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "output_dir": str(tmp_path / "run")}
+    whole, _ = build(callbacks=[NeftuneCallback(ALPHA)], **options)
+    whole.train()
+    resumed, _ = build(callbacks=[NeftuneCallback(ALPHA)], **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert_same_weights(weights(whole), weights(resumed))
+
+
+def test_neftune_callback_after_an_exception(build: Build) -> None:
+    """The noise stays attached, which the next training and `detach` remove."""
+
+    class Fail(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("planted")
+
+    callback = NeftuneCallback(ALPHA)
+    trainer, watch = build(callbacks=[callback, Fail()])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="planted"):
+            trainer.train()
+    callback.detach()
+    trainer.model(input_ids=torch.tensor([[FIRST] * 8]), attention_mask=torch.ones(1, 8))
+    assert not watch.passes[-1].noise.any()
+
+
+def test_neftune_callback_rejects_invalid_options(build: Build) -> None:
+    trainer, _ = build(callbacks=[NeftuneCallback(-1.0)])
+    with pytest.raises(NeftuneError, match="alpha must be a finite number"):
+        trainer.train()

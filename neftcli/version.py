@@ -1,0 +1,3 @@
+"""The version of neft."""
+
+VERSION = "0.1.0"
