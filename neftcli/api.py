@@ -189,7 +189,7 @@ def sweep_alpha(
 
     own = _layer({"sweep.alphas": list(alphas), "sweep.seeds": seeds})
     request = SweepRequest(layers=(*read_recipe_layers(str(recipe)), _layer(settings), own))
-    with _display(progress) as display:
+    with _display(progress) as display, _interrupts(display) as stop, stop.interruptible():
         report = run_sweep(request, display)
     assert report is not None  # noqa: S101 - only a dry run has none
     return report
