@@ -14,7 +14,12 @@ from typing import Literal
 
 from neftcli.data.answer_spans import AnswerLocator, AnswerSpan, Marks, assign_blocks
 from neftcli.data.chat import ChatFormat
-from neftcli.data.rendering_checks import find_reasoning_left_out, require_rendered
+from neftcli.data.rendering_checks import (
+    describe_left_out,
+    find_reasoning_left_out,
+    require_answer_in_block,
+    require_rendered,
+)
 from neftcli.rows.example import Example
 
 LossOn = Literal["auto", "all", "last", "completion", "tokens"]
@@ -46,11 +51,11 @@ def render_conversation(chat: ChatFormat, example: Example, loss_on: LossOn = "a
 
     Raises:
         DataError: The template rejects this conversation, or leaves a part of it out.
-        ModelError: The start of an answer can't be located.
+        ModelError: The start of an answer can't be located, or a generation block does not enclose its answer.
     """
     text, blocks = chat.render_all(example)
     marks = Marks(chat, example, text)
-    require_rendered(chat, text, example, marks)
+    left_out = require_rendered(chat, text, example, marks)
     locator = AnswerLocator(chat, example, text, marks)
     indices = [index for index, turn in enumerate(example.turns) if turn.role == "assistant"]
     blocks = assign_blocks(blocks, len(indices))
@@ -60,13 +65,15 @@ def render_conversation(chat: ChatFormat, example: Example, loss_on: LossOn = "a
         prompt = chat.render_turns(example, index, add_generation_prompt=True)
         start, end = locator.locate(index, prompt, blocks[number] if blocks else None, begin)
         answers.append(AnswerSpan(index, start, end, _is_learned(example, index, indices, loss_on)))
+        if blocks:
+            require_answer_in_block(chat, text, example, answers[-1], marks)
     last = answers[-1]
     if not text[last.end :].strip() and not text[: last.end].endswith(chat.stop_tokens):
         text = text[: last.end] + chat.ending
         answers[-1] = AnswerSpan(last.turn, last.start, len(text), last.learned)
     if chat.has_training_template:
         prompt = chat.render_prompt(example)
-    remarks = find_reasoning_left_out(chat, text, example, answers)
+    remarks = describe_left_out(left_out) + find_reasoning_left_out(chat, text, example, answers, left_out)
     if last.turn == len(example.turns) - 1 and prompt != text[: last.start]:
         remarks.append(PROMPT_DIFFERS)
     return Rendering(text, tuple(answers), tuple(remarks))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -189,11 +189,16 @@ def _read_pair(columns: RowColumns) -> RowContent:
     prompt_side = _read_side(columns, "prompt", prompt, "user")
     completion_side = _read_side(columns, "completion", completion, "assistant")
     prompt_turns = _without_system(prompt_side)
-    begins_with_prompt = _same_turns(_without_system(completion_side)[: len(prompt_turns)], prompt_turns)
+    completion_turns = _without_system(completion_side)
+    begins_with_prompt = _same_turns(completion_turns[: len(prompt_turns)], prompt_turns)
     if prompt_turns and begins_with_prompt:  # the completion is the whole conversation, as often in preference data
         own_systems = [turn for turn in completion_side if turn.role == "system"]
         systems = own_systems or [turn for turn in prompt_side if turn.role == "system"]
-        turns = [*systems, *_without_system(completion_side)]
+        repeated, answer_turns = completion_turns[: len(prompt_turns)], completion_turns[len(prompt_turns) :]
+        marked = []
+        for turn, prompt_turn in zip(repeated, prompt_turns, strict=True):
+            marked.append(replace(turn, learn=prompt_turn.learn if turn.learn is None else turn.learn))
+        turns = [*systems, *marked, *answer_turns]
         return RowContent(turns, completion=len(systems) + len(prompt_turns))
     if prompt_turns and completion_side and completion_side[0].role not in ("assistant", "tool"):
         message = f"{columns.label('completion')} must begin with the answer, or with the whole prompt"
@@ -387,17 +392,20 @@ def to_example(
     if not content.turns and content.text:
         return Example((), content.text, row.location)
     turns, completion = _add_system_turn(row_columns, content, system_prompt)
-    turns = _truncate_after_last_answer(turns, row.location, notes) if answers else _drop_unusable_reference(turns)
+    if answers:
+        turns = _truncate_after_last_answer(turns, completion, row.location, notes)
+    else:
+        turns = _drop_unusable_reference(turns)
     _require_question_and_answers(turns)
-    if answers and completion >= len(turns):
-        raise UnusableRow("its completion has no answer to train on")
     dropped = _drop_before_question(turns, row.location, answers=answers)
     if dropped:
         notes.shortened.add("turns before the first question", row.location)
     reject_unsupported_turns(turns, row.location)
     if has_unmatched_call_id(turns):
         notes.remarks.add("a tool_call_id matches no tool call of its conversation", row.location)
-    completion = max(0, completion - dropped) if completion < len(turns) + dropped else 0
+    if not answers and completion >= len(turns) + dropped:
+        completion = 0
+    completion = min(max(0, completion - dropped), len(turns))
     return Example(tuple(turns), "", row.location, _read_row_tools(row_columns), completion)
 
 
@@ -416,14 +424,20 @@ def _add_system_turn(columns: RowColumns, content: RowContent, system_prompt: st
     return turns, completion
 
 
-def _truncate_after_last_answer(turns: list[Turn], location: str, notes: RowNotes) -> list[Turn]:
-    """Return the turns up to the last answer that may be learned."""
+def _truncate_after_last_answer(turns: list[Turn], completion: int, location: str, notes: RowNotes) -> list[Turn]:
+    """Return the turns up to the last answer that may be learned: one of the completion, or a marked one."""
     answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
-    learned = [index for index in answers if turns[index].learn is not False]
     if not answers:
         raise UnusableRow("it has no answer")
-    if not learned:
+    if all(turns[index].learn is False for index in answers):
         raise UnusableRow("every answer in it is marked not to be trained on")
+    learned = []
+    for index in answers:
+        learn = turns[index].learn
+        if learn or (learn is None and index >= completion):
+            learned.append(index)
+    if not learned:
+        raise UnusableRow("its completion has no answer to train on")
     end = learned[-1] + 1
     if learned[-1] != answers[-1]:
         notes.shortened.add("turns after the last answer that is trained on", location)

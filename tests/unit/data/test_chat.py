@@ -725,6 +725,127 @@ def test_render_tools_named_in_a_turn(turns: tuple[Turn, ...]) -> None:
     assert "Forecast" in render_conversation(ChatFormat(tokenizer_for("qwen3")), chat(*turns, tools=tools)).text
 
 
+# Tools, calls, reasoning and names that a template leaves out, although their text occurs elsewhere
+
+HEADER = "{% if tools %}{{ tools | tojson }}{% endif %}"
+CALL = "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"
+
+
+def rendering_of(example: Example, content: str = "", header: str = HEADER) -> tuple[str, ...]:
+    """Render with a template of this header and of this text after each content; return the remarks."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = header + LOOP.format("{{ m['content'] or '' }}" + content)
+    return render_conversation(ChatFormat(tokenizer), example).remarks
+
+
+def calling(*arguments: object, tools: str = TOOLS) -> Example:
+    """Return a conversation with a call for each of the arguments."""
+    calls = [{"type": "function", "function": {"name": "weather", "arguments": argument}} for argument in arguments]
+    results = [Turn("tool", f"dry {number}") for number in range(len(calls))]
+    return chat(user("Rain?"), assistant(tool_calls=json.dumps(calls)), *results, assistant("None."), tools=tools)
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        ("{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% endif %}", "weather"),
+        ("{% for c in m.tool_calls or [] %}{{ c.function.name }} {{ c.function.arguments.keys() | list }}{% endfor %}",
+         "weather: city: Rome"),
+        (CALL.replace("c.function ", "{'name': c.function.name, 'city': c.function.arguments.city, 'days': 3} "),
+         "weather: days: 4"),
+    ],
+)  # fmt: skip
+def test_render_misses_a_part_of_a_call(content: str, got: str) -> None:
+    """Of two calls to one function, each must be rendered with all of its arguments."""
+    example = calling({"city": "Rome", "days": 4}, {"city": "Rome", "days": 4})
+    with pytest.raises(DataError, match="turn 2: the chat template does not render tool calls") as raised:
+        rendering_of(example, content)
+    assert raised.value.problems[0].got == got
+
+
+@pytest.mark.parametrize("argument", [1, 1.5, True, False, ["a", {"b": "c"}], {"k": "v"}, 'a "quoted"\nline <b>'])
+@pytest.mark.parametrize("form", ["tojson", "string", "escape"])
+def test_render_arguments_in_any_spelling(argument: object, form: str) -> None:
+    """JSON, Python's repr and XML escapes all show the arguments; null and empty values need not be shown."""
+    content = "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | FORM }}{% endfor %}"
+    example = calling({"city": argument, "none": None, "empty": ""})
+    assert rendering_of(example, content.replace("FORM", form)) == ()
+
+
+def test_render_template_that_reads_arguments_by_name() -> None:
+    content = CALL.replace("c.function ", "{'name': c.function.name, 'city': c.function.arguments.city} ")
+    assert rendering_of(calling({"city": "Rome"}, {"city": "Rome"}), content) == ()
+
+
+def test_render_misses_the_end_of_an_argument() -> None:
+    content = (
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }} city {{ c.function.arguments.city[:30] }}{% endfor %}"
+    )
+    with pytest.raises(DataError, match="turn 2: the chat template does not render tool calls"):
+        rendering_of(calling({"city": "Rome and " * 5 + "Oslo"}), content)
+
+
+@pytest.mark.parametrize(
+    "header", ["{% if tools %}{{ tools[0] | tojson }}{% endif %}", "You may look up things with tools."]
+)
+def test_render_misses_a_tool_whose_name_occurs_elsewhere(header: str) -> None:
+    tools = json.dumps([{"type": "function", "function": {"name": name}} for name in ("look_up", "look")])
+    with pytest.raises(DataError, match="the chat template does not render the tools of a row") as raised:
+        rendering_of(chat(*SINGLE.turns, tools=tools), header=header)
+    assert raised.value.problems[0].got in ("look_up", "look")
+
+
+@pytest.mark.parametrize(
+    ("header", "left_out"),
+    [
+        ("{% for t in tools or [] %}{{ t.function.name }}{% endfor %}", ["parameters", "descriptions"]),
+        ("{% for t in tools or [] %}{{ t.function.name }}{{ t.function.parameters }}{% endfor %}", ["descriptions"]),
+        (HEADER, []),
+    ],
+)
+def test_render_notes_descriptions_and_parameters_left_out(header: str, left_out: list[str]) -> None:
+    """The row is kept; the remark is counted."""
+    expected = tuple(f"the chat template leaves out {part} of tools" for part in left_out)
+    assert rendering_of(chat(*SINGLE.turns, tools=TOOLS), header=header) == expected
+
+
+def test_render_misses_reasoning_that_repeats_the_answer() -> None:
+    example = chat(user("A river?"), assistant("The Tyne", reasoning="Tyne"))
+    with pytest.raises(DataError, match="turn 2: the chat template does not render an answer's reasoning"):
+        rendering_of(example)
+    assert rendering_of(example, "{{ m.reasoning_content or '' }}") == ()
+
+
+def test_render_notes_names_left_out() -> None:
+    """Names of speakers are counted; a tool's name that is also in its call is not."""
+    example = chat(Turn("user", "Hi Bob", name="Bob"), assistant("Hi."))
+    assert rendering_of(example) == ("the chat template leaves out the key name of turns",)
+    assert rendering_of(example, "{{ m.name or '' }}") == ()
+    assert rendering_of(CALLED, CALL) == ()
+
+
+@pytest.mark.parametrize(
+    ("role", "turns"),
+    [
+        ("user", (user("q"), assistant("q"), user("q"), assistant("INST"))),
+        ("user", (user("one"), assistant("two"))),
+    ],
+)
+def test_render_generation_blocks_around_questions(role: str, turns: tuple[Turn, ...]) -> None:
+    """Blocks that do not enclose the answers would put the loss on other text."""
+    tokenizer = tiny_tokenizer()
+    block = "{% generation %}{{ m.content }}</s>{% endgeneration %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}"
+        + f"{{% if m.role == '{role}' %}}{block}{{% else %}}{{{{ m.content }}}}</s>{{% endif %}}"
+        "{% endfor %}"
+    )
+    with pytest.raises(ModelError, match="blocks of this chat template do not enclose the answers"):
+        render_conversation(ChatFormat(tokenizer), chat(*turns))
+    tokenizer.chat_template = tokenizer.chat_template.replace("'user'", "'assistant'")
+    assert learned(ChatFormat(tokenizer), row_of(ChatFormat(tokenizer), chat(*turns))).startswith(turns[1].content)
+
+
 # Reasoning inside of the content
 
 

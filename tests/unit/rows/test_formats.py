@@ -528,6 +528,33 @@ def test_to_example_completion_without_an_answer() -> None:
     assert (len(asked.turns), asked.answer(), asked.completion) == (3, "", 0)
 
 
+@pytest.mark.parametrize("repeats_prompt", [False, True])
+def test_to_example_marked_answer_of_the_prompt(repeats_prompt: bool) -> None:
+    """A mark overrides `data.loss_on`, also if no answer of the completion is trained on."""
+    prompt = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "first"}, *chat(1), *chat(None)[:1]]
+    completion = [{"role": "assistant", "content": "last", "weight": 0}]
+    if repeats_prompt:
+        completion = [{**turn, "weight": None} for turn in prompt] + completion
+    notes = RowNotes()
+    example = to_example(row(prompt=prompt, completion=completion), "prompt_completion", notes=notes)
+    assert [(turn.content, turn.learn) for turn in example.turns if turn.role == "assistant"] == [
+        ("first", None),
+        ("a0", True),
+    ]
+    assert example.completion == len(example.turns)
+    assert dict(notes.shortened) == {"turns after the last answer that is trained on": Occurrences(1, WHERE)}
+
+
+def test_to_example_pair_without_a_learned_answer() -> None:
+    """The row is left out, and not listed as shortened."""
+    notes = RowNotes()
+    completion = [{"role": "assistant", "content": "last", "weight": 0}]
+    values = row(prompt=[*CHAT, CHAT[0]], completion=completion)
+    with pytest.raises(UnusableRow, match="its completion has no answer to train on"):
+        to_example(values, "prompt_completion", notes=notes)
+    assert not notes.shortened
+
+
 def test_to_example_completion_with_a_different_question() -> None:
     """A completion must be the answer or the whole conversation."""
     other = [{"role": "user", "content": "something else"}, CHAT[1]]
