@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from neftcli.cli import data, eval, models, recipes, sweep, train
+from neftcli.cli import data, doctor, eval, models, recipes, runs, sweep, train
 from neftcli.cli.display.text import drop_unread_output, lost_output, replace_unencodable
 from neftcli.cli.help import Command, HelpOption, command_with
 from neftcli.errors import (
@@ -40,6 +40,8 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Base class of typer's usage errors, of which typer exports only some."""
 OTHER_RANKS_WAIT = 30.0
 """Seconds in which the main process can report an error before another process does."""
+LIBRARIES = ("torch", "transformers", "trl")
+"""Libraries whose versions --version shows."""
 INTERRUPTED = 130
 """Exit code that typer returns for Ctrl-C."""
 app = typer.Typer(
@@ -78,6 +80,14 @@ app.command(
         ("neft sweep-alpha runs/quickstart-sweep --seeds 6", "resume a sweep with more seeds"),
     ),
 )(sweep.sweep_alpha)
+app.add_typer(runs.app, name="runs")
+app.command(
+    "doctor",
+    cls=command_with(
+        ("neft doctor", "check packages, hardware, hub and disk"),
+        ("neft doctor --clear-cache", "remove converted models and tokenised rows from neft's cache"),
+    ),
+)(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.command("models", cls=Command)(models.models)
@@ -85,13 +95,29 @@ app.command("models", cls=Command)(models.models)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"neft {VERSION}")
+        typer.echo(f"neft {VERSION} ({_library_versions()})")
         raise typer.Exit
+
+
+def _library_versions() -> str:
+    """Return the versions of Python and the libraries, without importing them."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = [f"Python {platform.python_version()}"]
+    for name in LIBRARIES:
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            versions.append(f"{name} is not installed")
+    return ", ".join(versions)
 
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit", callback=_version)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the versions of neft and its libraries, and exit", callback=_version)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors")] = False,
     show_help: HelpOption = False,
 ) -> None:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.data.dataset import TokenDataset
 from neftcli.system.cache_folder import cache_folder
-from neftcli.system.files import require_no_link
-from neftcli.system.locks import LocksUnsupportedError, acquire_lock
+from neftcli.system.files import count_bytes, require_no_link
+from neftcli.system.locks import LocksUnsupportedError, acquire_lock, is_locked
 
 if TYPE_CHECKING:
     from neftcli.data.dataset import ExampleDataset
@@ -65,7 +65,7 @@ def load_or_create(
     Raises:
         InputError: The entry or its lock is a link.
     """
-    folder = cache_folder() / "tokens"
+    folder = token_folder()
     for path in (folder / f"{key}.arrow", folder / f"{key}.lock"):
         require_no_link(path)
     with _locked(folder, key) as writable:
@@ -77,6 +77,32 @@ def load_or_create(
                 _write(folder, key, rows, indices)
                 _evict(folder)
         return rows, indices
+
+
+def token_folder() -> Path:
+    """Return the folder of the entries."""
+    return cache_folder() / "tokens"
+
+
+def clear_entries() -> tuple[int, list[Path]]:
+    """Remove all entries, and the unfinished files of processes that died.
+
+    Returns:
+        The freed bytes, and the files that a process is writing, which stay.
+    """
+    freed, in_use = 0, []
+    folder = token_folder()
+    if not folder.is_dir():
+        return 0, []
+    locked = [lock.stem for lock in folder.glob("*.lock") if is_locked(lock)]
+    for path in [*folder.glob("*.arrow"), *folder.glob("*.part")]:
+        if any(key.startswith(path.stem.partition("-")[0]) for key in locked):
+            in_use.append(path)
+            continue
+        size = count_bytes(path)
+        path.unlink(missing_ok=True)  # a process that reads it has it mapped
+        freed += size
+    return freed, in_use
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,8 @@ from neftcli.evaluation.comparison import have_same_tokens, win_rate_bounds
 from neftcli.events import Comparison, EvaluationReport, SideBySide, VerdictId
 from neftcli.metrics.answer_metrics import signatures, similarity
 from neftcli.recipe.loading import recipe_differences
-from neftcli.runs.directory import CELLS, RECIPE, format_json_line, replace_non_finite
+from neftcli.runs.baseline import alpha_sweep_command
+from neftcli.runs.directory import format_json_line, replace_non_finite
 from neftcli.system.files import atomic_write
 from neftcli.wording import count_noun
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 MANY_TRUNCATED = 0.05
 """Share of truncated answers above which the report says so."""
-SEEDS = 6
-"""Seeds of the suggested sweep: enough for a claim about new seeds, and for early stopping."""
 REFERENCE_METRICS = ("rouge_l", "bleu", "chrf")
 
 
@@ -87,17 +85,8 @@ def sweep_command(results: Sequence[ModelResults]) -> str | None:
     if main.run is None or (baseline is not None and changed is None):
         return None
     alphas = {main.recipe.neftune.alpha, 0.0 if baseline is None else baseline.recipe.neftune.alpha}
-    noise = {path for path in changed or () if path.startswith("neftune.")}
-    same_noise = 0.0 in alphas or noise <= {"neftune.alpha"}
-    if len(alphas) < 2 or set(changed or ()) - noise - {"training.seed"} or not same_noise:
-        return None
     run = main.run if main.recipe.neftune.alpha or baseline is None else baseline.run  # the run with noise
-    assert run is not None  # noqa: S101 - a baseline that differs in options is a run
-    sweep = run.path.parent.parent
-    if run.path.parent.name == CELLS and (sweep / RECIPE).is_file():  # a cell: its sweep has the other cells
-        return f"neft sweep-alpha {shlex.quote(str(sweep))} --seeds {SEEDS}"
-    recipe = shlex.quote(str(run.path / RECIPE))
-    return f"neft sweep-alpha --recipe {recipe} --alphas {','.join(f'{a:g}' for a in sorted(alphas))} --seeds {SEEDS}"
+    return None if run is None else alpha_sweep_command(run.path, alphas, changed or ())
 
 
 def remarks(

@@ -22,6 +22,7 @@ from neftcli.events.data import (
     SplitCounts,
     Token,
 )
+from neftcli.events.doctor import CacheCleared, Checked, CheckId, CheckLevel, Diagnosis
 from neftcli.events.evaluation import (
     Comparison,
     EvaluatedModel,
@@ -34,6 +35,17 @@ from neftcli.events.evaluation import (
     VerdictId,
 )
 from neftcli.events.phases import Phase, PhaseId, PhaseProgress
+from neftcli.events.runs import (
+    OptionDifference,
+    RunDetails,
+    RunFile,
+    RunsCompared,
+    RunsListed,
+    RunsRemoved,
+    RunStatus,
+    RunSummary,
+    StoredVerdict,
+)
 from neftcli.events.sweep import (
     ArmResult,
     CellEstimate,
@@ -68,15 +80,20 @@ __all__ = [
     "REGISTRY",
     "SCHEMA_VERSION",
     "ArmResult",
+    "CacheCleared",
     "CellEstimate",
     "CellEvaluationStarted",
     "CellStarted",
     "CellState",
     "CellStatus",
+    "CheckId",
+    "CheckLevel",
+    "Checked",
     "CommandFailed",
     "Comparison",
     "DataReady",
     "Device",
+    "Diagnosis",
     "Evaluated",
     "EvaluatedModel",
     "EvaluationDataReady",
@@ -92,6 +109,7 @@ __all__ = [
     "Notice",
     "Observer",
     "Occurrences",
+    "OptionDifference",
     "PageWritten",
     "PairedRun",
     "Phase",
@@ -100,7 +118,14 @@ __all__ = [
     "PowerAnalysis",
     "RecipeResolved",
     "RowsSource",
+    "RunDetails",
+    "RunFile",
     "RunFinished",
+    "RunStatus",
+    "RunSummary",
+    "RunsCompared",
+    "RunsListed",
+    "RunsRemoved",
     "Sample",
     "ScopeId",
     "SideBySide",
@@ -109,6 +134,7 @@ __all__ = [
     "Span",
     "SplitCounts",
     "StepLogged",
+    "StoredVerdict",
     "SweepEstimate",
     "SweepReport",
     "SweepStarted",
@@ -177,6 +203,13 @@ Event = (
     | CellState
     | SweepEstimate
     | SweepReport
+    | RunsListed
+    | RunDetails
+    | RunsCompared
+    | RunsRemoved
+    | Checked
+    | Diagnosis
+    | CacheCleared
     | CommandFailed
 )
 

@@ -28,6 +28,7 @@ class PhaseId(StrEnum):
     RUNNING_TASK = "running_task"
     JUDGING = "judging"
     TIMING_MODEL = "timing_model"
+    CHECKING = "checking"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from neftcli.errors import ModelError, Problem, first_line
 from neftcli.models.registry import ModelReference
 from neftcli.models.settings_files import convert_to_transformers_4, write_generation_config
 from neftcli.system.cache_folder import cache_folder, open_cache_folder
-from neftcli.system.files import file_sha256_once, read_json_object, remove, require_no_link
+from neftcli.system.files import count_bytes, file_sha256_once, read_json_object, remove, require_no_link
 from neftcli.system.locks import hold_lock
 
 MANIFEST = "neft-manifest.json"
@@ -95,6 +95,35 @@ def unfinished_conversions(models: Path) -> list[Path]:
     return sorted(path for path in models.glob("*.*") if path.suffix != LOCK)
 
 
+def converted_models() -> list[Path]:
+    """List the folders of the cache with finished conversions."""
+    folder = _models_folder()
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if "." not in path.name and path.is_dir())
+
+
+def clear_conversions() -> tuple[int, list[Path]]:
+    """Remove all conversions from the cache, and what killed ones have left.
+
+    Returns:
+        The freed bytes, and the entries that a process is writing, which stay.
+    """
+    from filelock import Timeout
+
+    freed, in_use = 0, []
+    for path in [*converted_models(), *unfinished_conversions(_models_folder())]:
+        size = count_bytes(path)
+        try:
+            with hold_lock(path.with_name(f"{path.stem}{LOCK}")):
+                remove(path)
+        except Timeout:
+            in_use.append(path)
+        else:
+            freed += size
+    return freed, in_use
+
+
 def _clear_unfinished(entry: Path) -> None:
     """Remove the folders of killed conversions: of this entry, whose lock is held, and of unlocked entries."""
     from filelock import Timeout
@@ -107,9 +136,13 @@ def _clear_unfinished(entry: Path) -> None:
             remove(scratch)
 
 
+def _models_folder() -> Path:
+    return cache_folder() / "models"
+
+
 def _entry_folder(digest: str) -> Path:
     """Return the cache entry of a file with this SHA-256."""
-    return cache_folder() / "models" / digest[:32]
+    return _models_folder() / digest[:32]
 
 
 def _build_manifest(entry: Path, digest: str) -> dict[str, Any]:

@@ -107,10 +107,14 @@ class CheckpointFolder:
         """Return whether any folder has a manifest, valid or not."""
         return any((self.path(step) / MANIFEST).exists() for step in self._steps())
 
+    def complete_steps(self) -> list[int]:
+        """Return the steps of the complete checkpoints, in order, without verifying them, which can take minutes."""
+        return sorted(step for step in self._steps() if self._is_complete(step))
+
     def latest_complete(self) -> Path | None:
-        """Return the folder of the newest complete checkpoint, without verifying it, which can take minutes."""
-        complete = [step for step in self._steps() if self._is_complete(step)]
-        return self.path(max(complete)) if complete else None
+        """Return the folder of the newest complete checkpoint, without verifying it."""
+        steps = self.complete_steps()
+        return self.path(steps[-1]) if steps else None
 
     def latest_valid(self) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest checkpoint that verifies, and the reason for each newer one that was skipped."""

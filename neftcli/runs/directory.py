@@ -56,6 +56,8 @@ CELLS = "cells"
 """Folder of a sweep's runs."""
 STOPPED = ("preempted", "interrupted")
 """Statuses of a run that a signal has stopped."""
+REMOVED = ".removed"
+"""Ending of a run's name while it is removed, within a temporary name."""
 MAX_LISTED = 8
 """Names in a message that lists runs or sweeps."""
 TRAIN_AGAIN = "run `neft train` again, or use the folder of a finished run"
@@ -373,10 +375,13 @@ class RunDirectory:
 
 
 def _remove_unnamed_runs(parent: Path) -> None:
-    """Remove stale hidden folders of runs that were killed before they got their names."""
+    """Remove stale hidden folders of runs that were killed before they got their names, or while they were removed."""
     for folder in parent.glob(".*/"):
         with suppress(OSError):  # another process removed it
-            if TEMPORARY.fullmatch(folder.name) and _has_only_first_files(folder) and is_stale(folder):
+            temporary = TEMPORARY.fullmatch(folder.name)
+            if temporary and temporary[1].endswith(REMOVED) and not folder.is_symlink():
+                remove_if_possible(folder)
+            elif temporary and _has_only_first_files(folder) and is_stale(folder):
                 _remove_if_unlocked(folder)
 
 

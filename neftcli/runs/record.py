@@ -7,6 +7,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,8 @@ class RunRecord:
             "finished": None,
             "resumed": resumptions,
             "recipe_sha256": recipe_fingerprint(recipe),
+            "model": recipe.model.name,
+            "method": asdict(recipe.method()),
             "seed": recipe.training.seed,
             "neftune": {
                 "alpha": recipe.neftune.alpha,

@@ -32,6 +32,10 @@ class TrainingResults(TypedDict):
     """Results of a finished run."""
 
     seconds: float
+    base_held_out_loss: NotRequired[float | None]
+    held_out_loss: NotRequired[float | None]
+    base_train_loss: NotRequired[float | None]
+    train_loss: NotRequired[float | None]
 
 
 class Record(TypedDict):
@@ -45,6 +49,32 @@ class Record(TypedDict):
     tokens_sha256: NotRequired[str | None]
     model_fingerprint: NotRequired[str | None]
     results: NotRequired[TrainingResults]
+
+
+class RecordedMethod(TypedDict):
+    """Training method in a record: the fields of `neftcli.events.Method`."""
+
+    type: str
+    r: int | None
+
+
+class RecordedNoise(TypedDict):
+    """Noise settings in a record."""
+
+    alpha: float
+
+
+class ListedRecord(Record):
+    """`run.json` as `neft runs` reads it."""
+
+    finished: NotRequired[str | None]
+    seed: NotRequired[Count]
+    neftune: NotRequired[RecordedNoise]
+    model: NotRequired[str]
+    method: NotRequired[RecordedMethod]
+    device: NotRequired[str]
+    precision: NotRequired[str]
+    noise_to_embedding: NotRequired[float | None]
 
 
 class UnloggedSums(TypedDict):
@@ -142,6 +172,31 @@ class ReportedSweep(TypedDict):
     cells: list[ReportedCell]
     failed: list[Any]
     unfinished: Count
+    recommended: NotRequired[str]
+    conclusion: NotRequired[list[str]]
+
+
+class ReportedModel(TypedDict):
+    """A model in the report of an evaluation."""
+
+    role: str
+    name: str
+
+
+class ReportedComparison(TypedDict):
+    """A comparison in the report of an evaluation."""
+
+    metric: str
+    against: str
+    verdict: str
+
+
+class ReportedEvaluation(TypedDict):
+    """`evaluation/.../report.json`: the report of an evaluation."""
+
+    models: Annotated[list[ReportedModel], MinLen(1)]
+    comparisons: list[ReportedComparison]
+    conclusion: NotRequired[list[str]]
 
 
 class CellMetric(TypedDict):

@@ -117,7 +117,7 @@ def launch_processes(number: int, command: Sequence[str]) -> Iterator[Sequence[s
     if RENDEZVOUS in os.environ:  # this is one of the other processes
         _exit_with_main_process()
     elif number > 1 and not launched_externally():
-        cores = _available_cores()
+        cores = available_cores()
         if number > MAX_PER_CORE * cores:
             got = f"{number}, on {count_noun(cores, 'core')}"
             message = f"training.processes: at most {MAX_PER_CORE} for each core"
@@ -142,7 +142,7 @@ def launch_processes(number: int, command: Sequence[str]) -> Iterator[Sequence[s
     yield ()
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -151,7 +151,7 @@ def _available_cores() -> int:
 def _environment(number: int, rendezvous: Path) -> Iterator[None]:
     """Set the variables of the main process, which the others inherit; settings of the user stay."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    threads = str(max(1, _available_cores() // number))
+    threads = str(max(1, available_cores() // number))
     defaults = {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": loopback}
     launcher = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
     before = dict(os.environ)

@@ -223,6 +223,20 @@ def file_sha256_once(path: Path) -> str:
     return _hashes[unchanged]
 
 
+def count_bytes(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder: without following links, a hard link once."""
+    total, seen = 0, set()
+    for item in (path, *_walk(path)):
+        try:
+            status = item.lstat()
+        except OSError:  # removed meanwhile
+            continue
+        if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            total += status.st_size
+    return total
+
+
 def format_bytes(number: float) -> str:
     """Format a size: 120 KiB, 3.2 MiB, 3.1 GiB."""
     if number < 2**20:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -33,7 +34,7 @@ def go_offline_if_unreachable() -> str:
         InputError: A setting of the hub (address, token, cache folder, proxy) is invalid.
     """
     drop_empty_endpoint()
-    address = _endpoint()
+    address = hub_endpoint()
     _require_valid_tokens()
     reason = _explain_unwritable_cache()
     for name in OFFLINE_VARIABLES:
@@ -76,10 +77,10 @@ def require_parsable_endpoint() -> None:
     try:
         _ = urlsplit(os.environ.get("HF_ENDPOINT", HUB)).hostname
     except ValueError:
-        _endpoint()
+        hub_endpoint()
 
 
-def _endpoint() -> SplitResult:
+def hub_endpoint() -> SplitResult:
     """Return the hub's address.
 
     Raises:
@@ -105,7 +106,7 @@ def _require_valid_tokens() -> None:
         InputError: A token has characters that no token has.
     """
     tokens = [(name, os.environ[name]) for name in TOKEN_VARIABLES if name in os.environ]
-    file = os.environ.get("HF_TOKEN_PATH") or str(_hub_home() / "token")
+    file = str(_token_file())
     try:
         tokens.append((file, Path(file).expanduser().read_text(encoding="utf-8")))
     except (OSError, RuntimeError):  # missing, or not readable by this user: the client works without it
@@ -123,7 +124,27 @@ def _require_valid_tokens() -> None:
         raise InputError(*problems)
 
 
-def _hub_home() -> Path:
+def token_source() -> str:
+    """Return the variable or file with the token that the hub's client sends; empty if there is none.
+
+    Raises:
+        InputError: The user has no home folder.
+    """
+    for name in TOKEN_VARIABLES:
+        if os.environ.get(name, "").strip():
+            return name
+    file = _token_file()
+    with suppress(OSError, RuntimeError, ValueError):
+        if file.expanduser().read_text(encoding="utf-8").strip():
+            return str(file)
+    return ""
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token")
+
+
+def hub_home() -> Path:
     """Return the folder of the hub's client, with its token and its cache.
 
     Raises:
@@ -136,17 +157,25 @@ def _hub_home() -> Path:
     return home_folder("the hub's cache", "HF_HOME") / ".cache" / "huggingface"
 
 
+def hub_cache_folder() -> tuple[str, Path]:
+    """Return the folder of the hub's cache, and the variable that names it.
+
+    Raises:
+        InputError: The user has no home folder, and no variable names another folder.
+    """
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if os.environ.get(variable):
+            return variable, Path(os.path.expandvars(os.environ[variable]))
+    return "HF_HOME", hub_home() / "hub"
+
+
 def _explain_unwritable_cache() -> str:
     """Return why the existing cache can't be written; empty if it can.
 
     Raises:
         InputError: There is no cache, and it can't be created.
     """
-    name, folder = "HF_HOME", _hub_home() / "hub"
-    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if os.environ.get(variable):
-            name, folder = variable, Path(os.path.expandvars(os.environ[variable]))
-            break
+    name, folder = hub_cache_folder()
     reason = explain_unwritable(folder)
     if reason and not folder.is_dir():
         message = f"{folder}: the hub's cache can't be created here"

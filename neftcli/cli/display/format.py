@@ -42,6 +42,7 @@ PHASES = {
     PhaseId.RUNNING_TASK: "running the benchmark task",
     PhaseId.JUDGING: "asking the judge",
     PhaseId.TIMING_MODEL: "timing the model",
+    PhaseId.CHECKING: "checking",
 }
 """Display texts of the phases."""
 UNCOUNTED = {"tasks": "tasks", "judge": "the judge", "report": "the verdict and its plots"}
@@ -527,13 +528,13 @@ def suggest_next_steps(
     if isinstance(event, events.RunFinished):
         if event.held_out_loss is None or event.paired_run is None:
             return []
-        return _comparison_commands(event.run, event.alpha, event.paired_run)
+        return comparison_commands(event.run, event.alpha, event.paired_run)
     if isinstance(event, events.EvaluationReport):
         return _after_evaluation(event)
     return _after_sweep(event)
 
 
-def _comparison_commands(run: str, alpha: float, other: events.PairedRun) -> list[tuple[str, str]]:
+def comparison_commands(run: str, alpha: float, other: events.PairedRun) -> list[tuple[str, str]]:
     """Return the commands that compare a run with its baseline, after training whichever does not exist yet."""
     commands = []
     if not other.exists:
@@ -549,7 +550,7 @@ def _after_evaluation(report: events.EvaluationReport) -> list[tuple[str, str]]:
     has_baseline = any(model.role == "baseline" for model in report.models)
     commands = []
     if main.alpha and not has_baseline and report.paired_run is not None:
-        commands += _comparison_commands(main.source.location, main.alpha, report.paired_run)
+        commands += comparison_commands(main.source.location, main.alpha, report.paired_run)
     if report.sweep_command:
         commands.append((report.sweep_command, "compare both alphas over several seeds"))
     has_answers = any(row.metric == ANSWER_TOKENS for row in report.metrics)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neftcli import events
-from neftcli.cli.display import format, screens
+from neftcli.cli.display import doctor_report, format, run_screens, screens
 from neftcli.cli.display.text import sanitize_event
 from neftcli.runs.directory import METRICS
 from neftcli.system.files import format_bytes
@@ -178,6 +178,36 @@ class LiveDisplay:
         self.console.print(self._cells())
         self._sweep.cells.clear()
         self.console.print(screens.sweep_report(event, self.console.width))
+
+    @_take.register
+    def _(self, event: events.RunsListed) -> None:
+        self.console.print(run_screens.runs_listed(event, self.console.width))
+
+    @_take.register
+    def _(self, event: events.RunDetails) -> None:
+        self.console.print(run_screens.run_details(event, self.console.width))
+
+    @_take.register
+    def _(self, event: events.RunsCompared) -> None:
+        self.console.print(run_screens.runs_compared(event))
+
+    @_take.register
+    def _(self, event: events.RunsRemoved) -> None:
+        self.console.print(run_screens.runs_removed(event))
+
+    @_take.register
+    def _(self, event: events.Checked) -> None:
+        self.console.print(doctor_report.check(event))
+
+    @_take.register
+    def _(self, event: events.Diagnosis) -> None:
+        self._phase = None
+        self.console.print(doctor_report.diagnosis(event))
+
+    @_take.register
+    def _(self, event: events.CacheCleared) -> None:
+        for text in doctor_report.cleared_lines(event):
+            self.console.print(screens.line(format.Line("cache", text)))
 
     def _print_lines(self, event: events.Event) -> None:
         for line in format.lines(event):

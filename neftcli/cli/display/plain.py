@@ -7,13 +7,14 @@ from functools import singledispatchmethod
 from typing import IO
 
 from neftcli import events
-from neftcli.cli.display import format
+from neftcli.cli.display import doctor_report, format, run_lines
 from neftcli.cli.display.text import one_line, sanitize, spell_out, write_to_stream
 from neftcli.evaluation import number_format
 
 WITH_QUIET = (
     *(events.RunFinished, events.EvaluationReport, events.SweepReport, events.SweepEstimate),
     *(events.TrainingPlan, events.InspectedRow, events.PageWritten),
+    *(events.Checked, events.Diagnosis, events.CacheCleared),
 )
 """Events that `--quiet` prints."""
 LINES_PER_CELL = 5
@@ -46,6 +47,8 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.Phase) -> list[str]:
+        if event.phase is events.PhaseId.CHECKING:  # its result follows at once
+            return []
         return [f"{format.phase_text(event)} ..."]
 
     @_lines.register
@@ -191,6 +194,36 @@ class PlainLines:
         ended = "stopped" if event.unfinished else "finished"
         lines.append(f"{ended}: {event.folder} in {event.seconds:.0f}s{best}")
         return lines + _next_steps(event)
+
+    @_lines.register
+    def _(self, event: events.RunsListed) -> list[str]:
+        return run_lines.runs_listed_lines(event)
+
+    @_lines.register
+    def _(self, event: events.RunDetails) -> list[str]:
+        return run_lines.run_details_lines(event)
+
+    @_lines.register
+    def _(self, event: events.RunsCompared) -> list[str]:
+        return run_lines.runs_compared_lines(event)
+
+    @_lines.register
+    def _(self, event: events.RunsRemoved) -> list[str]:
+        return run_lines.runs_removed_lines(event)
+
+    @_lines.register
+    def _(self, event: events.Checked) -> list[str]:
+        if self._quiet and event.level is events.CheckLevel.OK:
+            return []
+        return doctor_report.check_lines(event)
+
+    @_lines.register
+    def _(self, event: events.Diagnosis) -> list[str]:
+        return [doctor_report.summary(event)]
+
+    @_lines.register
+    def _(self, event: events.CacheCleared) -> list[str]:
+        return doctor_report.cleared_lines(event)
 
 
 def _cell(cell: events.CellState | events.CellEstimate) -> str:

@@ -1,0 +1,1 @@
+"""`neft doctor`: check what training needs, and clear neft's cache."""

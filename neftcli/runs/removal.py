@@ -1,0 +1,170 @@
+"""Remove runs and sweeps: checked first, renamed in one step, and then deleted without following links."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from neftcli.errors import InputError, Interrupted, NeftError, Problem, RunLockedError
+from neftcli.events import RunsRemoved, RunSummary
+from neftcli.runs.catalog import EVALUATION, cell_folders, summarize, unknown_run
+from neftcli.runs.directory import CELLS, LOCK, REMOVED, find_sweep
+from neftcli.system.files import TEMPORARY, count_bytes, remove_if_possible, temporary_name
+from neftcli.system.locks import LocksUnsupportedError, acquire_lock, is_locked
+from neftcli.system.paths import exists, expand_home
+
+
+def plan_removal(names: Sequence[str], parent: Path) -> list[RunSummary]:
+    """Check that each name is a run or a sweep that can be removed, and summarise them.
+
+    Raises:
+        InputError: With all reasons why not; nothing was removed.
+    """
+    summaries: list[RunSummary] = []
+    problems: list[Problem] = []
+    for name in dict.fromkeys(names):
+        try:
+            folder = _find_folder(name, parent)
+            summary = summarize(folder)
+            _require_removable(summary, name)
+        except InputError as error:
+            problems += error.problems
+            continue
+        if not any(os.path.samefile(folder, earlier.path) for earlier in summaries):
+            summaries.append(summary)
+    if problems:
+        raise InputError(*problems)
+    return summaries
+
+
+def remove_runs(runs: Sequence[RunSummary]) -> RunsRemoved:
+    """Remove runs and sweeps, and finish removals that were stopped.
+
+    Each folder gets a hidden name before its files are deleted, so no half of a run is left under its name.
+
+    Raises:
+        InputError: A process works in one of them, or it can't be renamed; the ones before it are removed.
+        NeftError: Some files can't be deleted.
+        Interrupted: Stopped by Ctrl-C.
+    """
+    removed: list[str] = []
+    freed = 0
+    for run in runs:
+        path = Path(run.path)
+        try:
+            size = count_bytes(path)
+            hidden = _hide(path)
+            freed += size - _delete(path, hidden)
+        except KeyboardInterrupt:
+            hint = f"neft runs rm {shlex.quote(run.path)}    if it is still there; the next neft train deletes the rest"
+            raise Interrupted(Problem("stopped while removing", run.path, hint)) from None
+        removed.append(run.path)
+    for parent in dict.fromkeys(Path(run.path).parent for run in runs):
+        _finish_earlier_removals(parent)
+    return RunsRemoved(tuple(removed), freed)
+
+
+def _find_folder(name: str, parent: Path) -> Path:
+    """Find a folder by its path or its name below `parent`, without following a link.
+
+    Raises:
+        InputError: There is none, or it is a link.
+    """
+    with suppress(OSError, ValueError):  # a name that no file system has
+        for path in (expand_home(name), parent / name) if name.strip("/.") else ():
+            path = Path(os.path.normpath(path))
+            if path.is_symlink():
+                hint = f"rm {shlex.quote(str(path))}    removes the link, not its target"
+                raise InputError(Problem("this is a link, and neft follows none", f"{path} -> {path.readlink()}", hint))
+            if path.is_dir():
+                return path
+    raise unknown_run(name, parent)
+
+
+def _require_removable(run: RunSummary, name: str) -> None:
+    """Check that a folder is a run or a sweep, and that nobody needs it now.
+
+    Raises:
+        InputError: It is neither, or is a part of a sweep, or is in use.
+    """
+    path = Path(run.path)
+    if run.kind == "other":
+        hint = f"rm -r {shlex.quote(run.path)}    if it is yours"
+        raise InputError(Problem("this is neither a run nor a sweep, so neft does not remove it", name, hint))
+    sweep = path.absolute().parent.parent
+    if path.absolute().parent.name == CELLS and find_sweep(str(sweep)) is not None:
+        hint = f"neft runs rm {shlex.quote(os.path.relpath(sweep))}    removes the whole sweep"
+        raise InputError(Problem("this run is a cell of a sweep, which would train it again", name, hint))
+    if Path.cwd().is_relative_to(path.resolve()):
+        hint = f"cd {shlex.quote(str(path.resolve().parent))}"
+        raise InputError(Problem("the current folder is in this run", name, hint))
+    for lock in _lock_files(path):
+        if is_locked(lock):
+            raise _in_use(path, lock)
+
+
+def _lock_files(path: Path) -> Iterator[Path]:
+    """Yield the files that processes lock while they train or evaluate a run, or a sweep and its cells."""
+    for folder in (path, *cell_folders(path)):
+        yield folder / LOCK
+        if (folder / EVALUATION).is_dir():
+            yield folder / EVALUATION / LOCK
+
+
+def _in_use(path: Path, lock: Path) -> RunLockedError:
+    work = "evaluates" if lock.parent.name == EVALUATION else "trains"
+    message = f"{path}: another process {work} it, so it is not removed"
+    return RunLockedError(Problem(message, hint="wait until it has ended, or stop it"))
+
+
+def _hide(path: Path) -> Path:
+    """Give a folder a hidden name while no process works in it.
+
+    Raises:
+        InputError: A process works in it, or it can't be renamed.
+    """
+    from filelock import Timeout
+
+    hidden = path.with_name(temporary_name(path.name + REMOVED))
+    with ExitStack() as locks:
+        for lock in _lock_files(path):
+            if lock.is_symlink():  # neft trains in no folder with links
+                continue
+            try:
+                locks.callback(acquire_lock(lock).release)
+            except Timeout:
+                raise _in_use(path, lock) from None
+            except (LocksUnsupportedError, PermissionError):  # nobody can train here
+                continue
+        try:
+            path.rename(hidden)
+        except OSError as error:
+            hint = f"ls -ld {shlex.quote(str(path.parent))}    shows who may write to it"
+            message = f"{path} can't be removed"
+            raise InputError(Problem(message, error.strerror or str(error), hint)) from None
+    return hidden
+
+
+def _delete(path: Path, hidden: Path) -> int:
+    """Delete a hidden folder, and return the bytes that are left of it.
+
+    Raises:
+        NeftError: Something in it can't be deleted.
+    """
+    if remove_if_possible(hidden):
+        return 0
+    left = count_bytes(hidden)
+    hint = f"chmod -R u+rwx {shlex.quote(str(hidden))} && rm -r {shlex.quote(str(hidden))}"
+    raise NeftError(Problem(f"{path}: some of its files can't be deleted", f"{left} bytes in {hidden}", hint))
+
+
+def _finish_earlier_removals(parent: Path) -> None:
+    """Delete what removals that were stopped have left in a folder."""
+    with suppress(OSError):
+        for path in parent.iterdir():
+            temporary = TEMPORARY.fullmatch(path.name)
+            if temporary and temporary[1].endswith(REMOVED) and exists(path) and not path.is_symlink():
+                remove_if_possible(path)
