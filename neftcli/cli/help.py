@@ -60,7 +60,7 @@ class Command(TyperCommand):
 def _plain_record(names: str, text: str) -> tuple[str, str]:
     """Remove the type and "[required]" of an argument, and the range of a number: "[x>=1]"."""
     text = re.sub(r"; x>=\d+(?=\])| *\[x>=\d+\]", "", text)
-    return re.sub(r" <[a-z ]+>", "", names), re.sub(r" *\[required\]", "", text)
+    return re.sub(r" <[a-z\[\] ]+>", "", names), re.sub(r" *\[required\]", "", text)
 
 
 def _show(context: typer.Context, wanted: bool) -> None:

@@ -96,7 +96,7 @@ def compare(
     ),
 )
 def remove(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP...", help="Folders or names of runs and sweeps")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP", help="Folders or names of runs and sweeps")],
     output_dir: ParentOption = DEFAULT,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask", rich_help_panel="Runs")] = False,
     json_lines: JsonOption = False,

@@ -19,6 +19,13 @@ MIN_PART = 5
 """Characters from which a part of an option's name suggests the option; shorter parts fit too many."""
 OTHER_COMMANDS = {"resume": "neft train --resume RUN", "sweep": "neft sweep-alpha", "finetune": "neft train"}
 """Names that people expect, and the command to type instead."""
+RUNS_COMMANDS = {
+    "ls": "neft runs list",
+    "remove": "neft runs rm RUN",
+    "delete": "neft runs rm RUN",
+    "diff": "neft runs compare A B",
+}
+"""The same below `neft runs`; other names are taken for a run's."""
 
 
 def usage_problem(error: Any) -> Problem:
@@ -119,6 +126,8 @@ def _unknown_command(context: Any, command: str, name: str) -> Problem:
     names = context.command.list_commands(context) if context is not None else []
     nearest = "".join(get_close_matches(name, names, n=1, cutoff=0.5))
     hint = OTHER_COMMANDS.get(name, "") if command == "neft" else ""
+    if command == "neft runs":
+        hint = RUNS_COMMANDS.get(name, "" if nearest else f"neft runs show {shlex.quote(name)}")
     return Problem(f"{command}: there is no command {name}", name, hint or f"{command} --help", nearest)
 
 

@@ -63,7 +63,8 @@ def _connection_hint() -> str:
 
 def _request(path: str, *, with_token: bool) -> str:
     """Request a page of the hub as its client does, and return why that fails; empty if it succeeds."""
-    from huggingface_hub.utils import build_hf_headers, get_session
+    from huggingface_hub import get_session
+    from huggingface_hub.utils._headers import build_hf_headers
 
     headers = build_hf_headers(token=None if with_token else False)
     url = hub_endpoint().geturl().rstrip("/") + path

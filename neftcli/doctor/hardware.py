@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def check_cpu(output_folder: Path) -> Iterator[Checked]:
     """Report the CPU, its cores and its instruction sets."""
     import torch
 
-    capabilities: dict[str, Any] = torch.cpu.get_capabilities()
+    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
     sets = [name for key, name in INSTRUCTIONS.items() if capabilities.get(key)]
     name = str(capabilities.get("cpu_name") or platform.processor() or platform.machine())
     cores = count_noun(available_cores(), "core")

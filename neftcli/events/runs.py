@@ -136,6 +136,7 @@ class RunDetails:
         cells: Runs of a sweep; empty for a run.
         files: Its files and folders.
         paired_run: The run that differs only in its noise; None for an unfinished run and for a sweep.
+        is_compared: True if `neft eval` has compared the two.
         trust_remote_code: True if its recipe lets the model run code of its own, which resuming has to repeat.
     """
 
@@ -155,6 +156,7 @@ class RunDetails:
     cells: tuple[RunSummary, ...]
     files: tuple[RunFile, ...]
     paired_run: PairedRun | None
+    is_compared: bool
     trust_remote_code: bool
 
 

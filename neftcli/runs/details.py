@@ -52,6 +52,7 @@ def read_details(name: str, parent: Path) -> RunDetails:
     recipe = _read_recipe(folder)
     results: TrainingResults | Mapping[str, Any] = record.get("results", {})
     is_run = summary.kind == "run"
+    paired = _paired_run(summary, recipe)
     return RunDetails(
         summary=summary,
         started=record.get("started", ""),
@@ -66,7 +67,8 @@ def read_details(name: str, parent: Path) -> RunDetails:
         verdicts=tuple(stored_verdicts(folder)) if is_run else (),
         cells=tuple(map(summarize, cell_folders(folder))) if summary.kind == "sweep" else (),
         files=tuple(_list_files(folder)),
-        paired_run=_paired_run(summary, recipe),
+        paired_run=paired,
+        is_compared=paired is not None and bool(_find_verdict([folder, Path(paired.run)])[0]),
         trust_remote_code=recipe is not None and recipe.model.trust_remote_code,
     )
 

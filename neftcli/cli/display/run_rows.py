@@ -6,7 +6,6 @@ import shlex
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 
 from neftcli import events
 from neftcli.cli.display import format
@@ -27,7 +26,8 @@ MAX_ALPHAS = 4
 MODEL_WIDTH = 24
 INPUTS = {"data": "data", "tokens": "tokens", "model": "base model"}
 """Display texts of the inputs that two runs can differ in."""
-NEW_SEEDS = "One run each does not show an effect for new seeds: a different seed changes the results, too."
+ONE_RUN = "One run each "
+NEW_SEEDS = f"{ONE_RUN}does not show an effect for new seeds: a different seed changes the results, too."
 
 
 def table_row(run: events.RunSummary, now: float | None = None) -> dict[str, str]:
@@ -172,14 +172,14 @@ def format_option(value: object) -> str:
 
 
 def result_rows(compared: events.RunsCompared) -> list[tuple[str, str, str, str]]:
-    """Return the results of two runs, with the difference of the losses if they are of the same rows."""
+    """Return the results of two runs; if their losses are of the same rows, with the first minus the second."""
     first, second = compared.first, compared.second
     rows = []
     for name, losses in (
         ("held-out loss, base", (first.base_held_out_loss, second.base_held_out_loss)),
         ("held-out loss, tuned", (first.held_out_loss, second.held_out_loss)),
     ):
-        difference = format.difference(*losses) if compared.comparable else "-"
+        difference = format.difference(losses[1], losses[0]) if compared.comparable else "-"
         rows.append((name, format.loss(losses[0]), format.loss(losses[1]), difference))
     seconds = (compared.first_seconds, compared.second_seconds)
     times = ["-" if value is None else format.rough_duration(value) for value in seconds]
@@ -201,7 +201,8 @@ def comparison_sentences(compared: events.RunsCompared) -> list[str]:
     if compared.verdict is not None:
         sentences.append(f"neft eval has compared them: {compared.verdict.folder}")
         sentences += compared.verdict.conclusion
-    return [*sentences, NEW_SEEDS]
+    said = any(sentence.startswith(ONE_RUN) for sentence in sentences)
+    return sentences if said else [*sentences, NEW_SEEDS]
 
 
 def suggest_after_comparison(compared: events.RunsCompared) -> list[tuple[str, str]]:
@@ -235,7 +236,7 @@ def suggest_after_details(details: events.RunDetails) -> list[tuple[str, str]]:
         reason = "resume it from its last checkpoint" if details.checkpoints else "start it again in the same folder"
         return [(f"neft train --resume {path}{trust}", reason)]
     paired = details.paired_run
-    if paired is not None and Path(paired.run).name not in {verdict.baseline for verdict in details.verdicts}:
+    if paired is not None and not details.is_compared:
         return format.comparison_commands(run.path, run.alphas[0] if run.alphas else 0.0, paired)
     return [(f"neft eval {path} --show 5", "show its answers next to those of the base model")]
 

@@ -91,8 +91,7 @@ def runs_compared(event: events.RunsCompared) -> RenderableType:
         for name in names:
             table.add_column(name, overflow="fold")
         for option in event.options:
-            values = map(run_rows.format_option, (option.first, option.second))
-            table.add_row(f" {option.key}", *values)
+            table.add_row(f" {option.key}", *map(run_rows.format_option, (option.first, option.second)))
         parts += [table, Text()]
     results = screens.columns(" result", *names, "difference", left=(" result",), gap=GAP)
     for name, *values in run_rows.result_rows(event):
@@ -105,7 +104,7 @@ def runs_compared(event: events.RunsCompared) -> RenderableType:
 def runs_removed(event: events.RunsRemoved) -> RenderableType:
     """Render what was removed."""
     lines = [Text.assemble((" removed", "bold green"), f"  {path}") for path in event.runs]
-    total = f"{count_noun(len(event.runs), 'run')}, {format_bytes(event.freed_bytes)} freed"
+    total = f"{count_noun(len(event.runs), 'folder')}, {format_bytes(event.freed_bytes)} freed"
     return Group(*lines, _dim(total))
 
 

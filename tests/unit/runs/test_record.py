@@ -28,6 +28,8 @@ FIELDS = {
     "started",
     "finished",
     "recipe_sha256",
+    "model",
+    "method",
     "seed",
     "neftune",
     "versions",
