@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -113,7 +114,7 @@ def remove(
         typer.echo("nothing was removed", err=True)
         raise typer.Exit(1)
     with choose_display(json_lines=json_lines, quiet=False) as display:
-        display.notify(remove_runs(planned))
+        remove_runs(planned, display)
 
 
 def _list(folder: Path, *, json_lines: bool) -> None:
@@ -134,7 +135,7 @@ def _confirm(planned: list[RunSummary], *, json_lines: bool) -> bool:
     from neftcli.system.files import format_bytes
     from neftcli.wording import count_noun
 
-    names = " ".join(run.path for run in planned)
+    names = shlex.join(run.path for run in planned)
     if json_lines or not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
         hint = f"neft runs rm {names} --yes"
         raise InputError(Problem("neft runs rm asks on a terminal; elsewhere it needs --yes", names, hint))

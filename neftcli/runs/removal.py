@@ -9,10 +9,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from neftcli.errors import InputError, Interrupted, NeftError, Problem, RunLockedError
-from neftcli.events import RunsRemoved, RunSummary
+from neftcli.events import Observer, RunsRemoved, RunSummary
 from neftcli.runs.catalog import EVALUATION, cell_folders, summarize, unknown_run
 from neftcli.runs.directory import CELLS, LOCK, REMOVED, find_sweep
-from neftcli.system.files import TEMPORARY, count_bytes, remove_if_possible, temporary_name
+from neftcli.system.files import TEMPORARY, count_bytes, format_bytes, remove_if_possible, temporary_name
 from neftcli.system.locks import LocksUnsupportedError, acquire_lock, is_locked
 from neftcli.system.paths import exists, expand_home
 
@@ -40,31 +40,44 @@ def plan_removal(names: Sequence[str], parent: Path) -> list[RunSummary]:
     return summaries
 
 
-def remove_runs(runs: Sequence[RunSummary]) -> RunsRemoved:
-    """Remove runs and sweeps, and finish removals that were stopped.
+def remove_runs(runs: Sequence[RunSummary], observer: Observer) -> None:
+    """Remove runs and sweeps, report those that are gone, and finish removals that were stopped.
 
     Each folder gets a hidden name before its files are deleted, so no half of a run is left under its name.
 
     Raises:
-        InputError: A process works in one of them, or it can't be renamed; the ones before it are removed.
-        NeftError: Some files can't be deleted.
+        NeftError: A process works in one of them, or it can't be renamed or deleted; the others are removed.
         Interrupted: Stopped by Ctrl-C.
     """
     removed: list[str] = []
     freed = 0
+    problems: list[Problem] = []
     for run in runs:
         path = Path(run.path)
         try:
             size = count_bytes(path)
             hidden = _hide(path)
-            freed += size - _delete(path, hidden)
+            removed.append(run.path)
+            remove_if_possible(hidden)
+        except NeftError as error:
+            problems += error.problems
+            continue
         except KeyboardInterrupt:
             hint = f"neft runs rm {shlex.quote(run.path)}    if it is still there; the next neft train deletes the rest"
             raise Interrupted(Problem("stopped while removing", run.path, hint)) from None
-        removed.append(run.path)
+        left = count_bytes(hidden)
+        freed += size - left
+        if exists(hidden):
+            quoted = shlex.quote(str(hidden))
+            message = f"{path}: some of its files can't be deleted"
+            hint = f"chmod -R u+rwx {quoted} && rm -r {quoted}"
+            problems.append(Problem(message, f"{format_bytes(left)} in {hidden}", hint))
+    if removed:
+        observer.notify(RunsRemoved(tuple(removed), freed))
+    if problems:
+        raise NeftError(*problems) if removed else InputError(*problems)
     for parent in dict.fromkeys(Path(run.path).parent for run in runs):
         _finish_earlier_removals(parent)
-    return RunsRemoved(tuple(removed), freed)
 
 
 def _find_folder(name: str, parent: Path) -> Path:
@@ -74,8 +87,8 @@ def _find_folder(name: str, parent: Path) -> Path:
         InputError: There is none, or it is a link.
     """
     with suppress(OSError, ValueError):  # a name that no file system has
-        for path in (expand_home(name), parent / name) if name.strip("/.") else ():
-            path = Path(os.path.normpath(path))
+        has_name = Path(name).name not in ("", "..")  # unlike the current folder, or a parent of something
+        for path in (expand_home(name), parent / name) if has_name else ():
             if path.is_symlink():
                 hint = f"rm {shlex.quote(str(path))}    removes the link, not its target"
                 raise InputError(Problem("this is a link, and neft follows none", f"{path} -> {path.readlink()}", hint))
@@ -109,9 +122,9 @@ def _require_removable(run: RunSummary, name: str) -> None:
 def _lock_files(path: Path) -> Iterator[Path]:
     """Yield the files that processes lock while they train or evaluate a run, or a sweep and its cells."""
     for folder in (path, *cell_folders(path)):
-        yield folder / LOCK
-        if (folder / EVALUATION).is_dir():
-            yield folder / EVALUATION / LOCK
+        for locked in (folder, folder / EVALUATION):
+            if not folder.is_symlink() and not locked.is_symlink() and locked.is_dir():
+                yield locked / LOCK
 
 
 def _in_use(path: Path, lock: Path) -> RunLockedError:
@@ -146,19 +159,6 @@ def _hide(path: Path) -> Path:
             message = f"{path} can't be removed"
             raise InputError(Problem(message, error.strerror or str(error), hint)) from None
     return hidden
-
-
-def _delete(path: Path, hidden: Path) -> int:
-    """Delete a hidden folder, and return the bytes that are left of it.
-
-    Raises:
-        NeftError: Something in it can't be deleted.
-    """
-    if remove_if_possible(hidden):
-        return 0
-    left = count_bytes(hidden)
-    hint = f"chmod -R u+rwx {shlex.quote(str(hidden))} && rm -r {shlex.quote(str(hidden))}"
-    raise NeftError(Problem(f"{path}: some of its files can't be deleted", f"{left} bytes in {hidden}", hint))
 
 
 def _finish_earlier_removals(parent: Path) -> None:

@@ -60,7 +60,18 @@ def test_main_quick_commands_load_no_heavy_library(arguments: list[str], code: i
     assert done.stdout.splitlines()[-1] == f"LOADED {code} []", done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["train", "--help"], ["eval", "-h"], ["recipes", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["-h"],
+        ["train", "--help"],
+        ["eval", "-h"],
+        ["recipes", "--help"],
+        ["runs", "--help"],
+        ["doctor", "-h"],
+    ],
+)
 def test_help_loads_only_what_it_shows(arguments: list[str], tmp_path: Path) -> None:
     """Help loads neither pydantic nor rich nor ruamel; `benchmarks/startup.py` has the times."""
     script = (

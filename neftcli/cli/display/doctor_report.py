@@ -45,6 +45,11 @@ LABEL_WIDTH = max(map(len, LABELS.values()))
 MARK_WIDTH = max(map(len, MARKS.values()))
 
 
+def checking(event: events.Phase) -> str:
+    """Return the text of the phase of a check: "checking: hub cache"."""
+    return f"checking: {LABELS[CheckId(event.subject)]}"
+
+
 def check(event: events.Checked) -> RenderableType:
     """Render a check: level, label, result, and below it the command that fixes it."""
     grid = Table.grid(padding=(0, 2))

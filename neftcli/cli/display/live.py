@@ -94,7 +94,9 @@ class LiveDisplay:
     @_take.register
     def _(self, event: events.Phase) -> None:
         spinner = "line" if self.console.options.ascii_only else "dots"
-        self._phase = Spinner(spinner, Text(format.phase_text(event), style="dim"))
+        checking = event.phase is events.PhaseId.CHECKING
+        text = doctor_report.checking(event) if checking else format.phase_text(event)
+        self._phase = Spinner(spinner, Text(text, style="dim"))
         self._phase_progress = None
 
     @_take.register

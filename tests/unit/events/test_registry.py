@@ -40,7 +40,18 @@ def test_ids_are_not_display_text() -> None:
         INTERNAL,
         *(error.code for error in _error_classes(NeftError)),
     ]
-    ids = [*events.REGISTRY, *events.PhaseId, *events.CellStatus, *events.VerdictId, *events.ScopeId, *units, *codes]
+    ids = [
+        *events.REGISTRY,
+        *events.PhaseId,
+        *events.CellStatus,
+        *events.RunStatus,
+        *events.CheckId,
+        *events.CheckLevel,
+        *events.VerdictId,
+        *events.ScopeId,
+        *units,
+        *codes,
+    ]
     assert [name for name in ids if not re.fullmatch(r"[a-z_.]+", name)] == []
     assert len(set(codes)) == len(codes)
 

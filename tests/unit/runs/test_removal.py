@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from neftcli.errors import InputError, NeftError
+from neftcli.events import RunsRemoved, RunSummary
 from neftcli.runs.directory import RunDirectory
 from neftcli.runs.removal import plan_removal, remove_runs
 from neftcli.system.files import count_bytes
@@ -31,6 +35,14 @@ def names() -> list[str]:
     return sorted(item.name for item in RUNS.iterdir())
 
 
+def removed(planned: Sequence[RunSummary]) -> list[RunsRemoved]:
+    """Remove runs, and return the events."""
+    seen: list[Any] = []
+    observer: Any = SimpleNamespace(notify=seen.append)
+    remove_runs(planned, observer)
+    return seen
+
+
 def rejected(*typed: str) -> list[str]:
     """Messages of a removal that is rejected, which leaves every file."""
     before = sorted(RUNS.rglob("*"))
@@ -47,7 +59,7 @@ def test_remove_runs_and_sweep_with_their_bytes() -> None:
     (sweep / "best").symlink_to("cells/mine-a0-s0")
     before = count_bytes(RUNS)
     planned = plan_removal(["mine-a5-s0", "runs/mine-sweep/", "./runs/mine-a5-s0"], RUNS)
-    event = remove_runs(planned)
+    [event] = removed(planned)
     assert event.runs == ("runs/mine-a5-s0", "runs/mine-sweep")
     assert names() == ["mine-a0-s0"]
     assert event.freed_bytes == before - count_bytes(RUNS)
@@ -56,7 +68,7 @@ def test_remove_runs_and_sweep_with_their_bytes() -> None:
 def test_remove_runs_of_a_damaged_run() -> None:
     run = write_run(RUNS, recipe_of())
     (run / "run.json").write_text("{")
-    remove_runs(plan_removal([str(run)], RUNS))
+    removed(plan_removal([str(run)], RUNS))
     assert names() == []
 
 
@@ -70,7 +82,7 @@ def test_remove_runs_does_not_follow_links(tmp_path: Path) -> None:
     shutil.rmtree(run / "model")
     (run / "model").symlink_to(precious)
     (run / ".lock").symlink_to(precious / "data.txt")
-    remove_runs(plan_removal([str(run)], RUNS))
+    removed(plan_removal([str(run)], RUNS))
     assert names() == []
     assert (precious / "data.txt").read_text() == "mine"
 
@@ -88,7 +100,7 @@ def test_plan_removal_accepts_a_linked_parent(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     RUNS.symlink_to(tmp_path / "disk")
     write_run(RUNS, recipe_of())
-    remove_runs(plan_removal(["mine-a5-s0"], RUNS))
+    removed(plan_removal(["mine-a5-s0"], RUNS))
     assert names() == []
 
 
@@ -131,7 +143,7 @@ def test_remove_runs_rejects_a_run_that_was_locked_after_the_question() -> None:
     sweep = write_sweep(RUNS, recipe_of(), [recipe_of(0.0)], {})
     planned = plan_removal(["mine-sweep"], RUNS)
     with hold_lock(sweep / "cells" / "mine-a0-s0" / ".lock"), pytest.raises(InputError, match="another process"):
-        remove_runs(planned)
+        removed(planned)
     assert (sweep / "sweep.json").is_file()
 
 
@@ -142,12 +154,12 @@ def test_remove_runs_reports_what_is_left(monkeypatch: pytest.MonkeyPatch) -> No
     with monkeypatch.context() as patched:
         keep_nfs_files(patched)
         with pytest.raises(NeftError, match="some of its files can't be deleted") as raised:
-            remove_runs(plan_removal([str(run)], RUNS))
+            removed(plan_removal([str(run)], RUNS))
     [hidden] = names()
     assert hidden in raised.value.problems[0].hint
     assert os.listdir(RUNS / hidden) == [".nfs01"]
     other = write_run(RUNS, recipe_of(0.0))
-    remove_runs(plan_removal([str(other)], RUNS))
+    removed(plan_removal([str(other)], RUNS))
     assert names() == []
 
 
@@ -157,3 +169,37 @@ def test_run_directory_create_finishes_a_removal_that_was_killed() -> None:
     (RUNS / ".link.removed.neft-01234567").symlink_to(RUNS.absolute())
     RunDirectory.create(RUNS, "next").remove()
     assert names() == [".link.removed.neft-01234567", ".mine-a5-s0.neft-01234567"]
+
+
+def test_remove_runs_removes_the_others_of_one_in_use() -> None:
+    for alpha in (0.0, 5.0):
+        write_run(RUNS, recipe_of(alpha))
+    planned = plan_removal(["mine-a0-s0", "mine-a5-s0"], RUNS)
+    with hold_lock(RUNS / "mine-a0-s0" / ".lock"), pytest.raises(NeftError, match="another process trains") as raised:
+        removed(planned)
+    assert raised.value.exit_code == 1
+    assert names() == ["mine-a0-s0"]
+
+
+def test_remove_runs_writes_no_lock_through_a_link(tmp_path: Path) -> None:
+    elsewhere = write_run(tmp_path / "elsewhere", recipe_of(1.0))
+    before = sorted(elsewhere.rglob("*"))
+    sweep = write_sweep(RUNS, recipe_of(), [recipe_of(0.0)], {})
+    (sweep / "cells" / "linked").symlink_to(elsewhere)
+    (sweep / "cells" / "mine-a0-s0" / "evaluation").symlink_to(elsewhere / "model")
+    removed(plan_removal(["mine-sweep"], RUNS))
+    assert names() == []
+    assert sorted(elsewhere.rglob("*")) == before
+
+
+def test_plan_removal_resolves_parents_as_the_system_does(tmp_path: Path) -> None:
+    """`link/../x` is next to the target of the link."""
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("disk/deep")
+    write_run(tmp_path / "disk", recipe_of(), "x")
+    write_run(tmp_path, recipe_of(), "x")
+    removed(plan_removal(["link/../x"], RUNS.absolute()))
+    assert not (tmp_path / "disk" / "x").exists()
+    assert (tmp_path / "x").exists()
+    with pytest.raises(InputError, match=r"neither a run nor a sweep|no such run"):
+        plan_removal(["x/model/.."], RUNS)
