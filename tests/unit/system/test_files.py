@@ -23,6 +23,7 @@ from neftcli.system.files import (
     STALE_AFTER,
     atomic_write,
     clear_path,
+    count_bytes,
     escapes_folder,
     file_sha256,
     file_sha256_once,
@@ -276,3 +277,19 @@ def test_file_sha256_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(hashed) == 4
     with pytest.raises(FileNotFoundError):
         file_sha256_once(tmp_path / "missing")
+
+
+def test_count_bytes_without_links(tmp_path: Path) -> None:
+    """A hard link counts once, a target of a link not at all."""
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    (tmp_path / "large").write_bytes(b"x" * 10_000)
+    (folder / "file").write_bytes(b"x" * 100)
+    (folder / "deep" / "file").write_bytes(b"x" * 10)
+    os.link(folder / "file", folder / "hard")
+    (folder / "link").symlink_to(tmp_path / "large")
+    (folder / "all").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe")
+    assert count_bytes(folder) == 110
+    assert count_bytes(folder / "file") == 100
+    assert count_bytes(folder / "link") == count_bytes(tmp_path / "missing") == 0

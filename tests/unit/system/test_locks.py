@@ -17,7 +17,7 @@ from neftcli.errors import InputError
 from neftcli.evaluation.cache import lock_results
 from neftcli.runs.directory import RunDirectory
 from neftcli.sweep.folder import lock_sweep
-from neftcli.system.locks import UNSUPPORTED, LocksUnsupportedError, acquire_lock, hold_lock
+from neftcli.system.locks import UNSUPPORTED, LocksUnsupportedError, acquire_lock, hold_lock, is_locked
 
 
 class Silent:
@@ -105,3 +105,22 @@ def test_token_cache_is_not_used_without_flock(
         load_or_create("key", tokenise)
     assert len(tokenised) == 2
     assert list(tmp_path.rglob("*.arrow")) == []
+
+
+def test_is_locked_only_while_a_lock_is_held(tmp_path: Path, flockless: Callable[[int], None]) -> None:
+    file = tmp_path / ".lock"
+    assert not is_locked(file)
+    assert not file.exists()
+    with hold_lock(file):
+        assert is_locked(file)
+        assert is_locked(file)
+    file.touch()
+    assert not is_locked(file)
+    with hold_lock(file):  # asking has not kept the lock
+        (tmp_path / "link").symlink_to(file)
+        assert not is_locked(tmp_path / "link")
+    os.mkfifo(tmp_path / "pipe")
+    assert not is_locked(tmp_path / "pipe")
+    assert not is_locked(tmp_path)
+    flockless(errno.ENOSYS)
+    assert not is_locked(file)
