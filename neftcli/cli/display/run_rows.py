@@ -195,9 +195,14 @@ def comparison_sentences(compared: events.RunsCompared) -> list[str]:
         sentences.append("Both have the same recipe: a difference shows what training twice changes.")
     if compared.different_inputs:
         names = " and ".join(INPUTS[name] for name in compared.different_inputs)
-        sentences.append(f"They have different {names}: the hashes in run.json differ.")
-    if not compared.comparable:
-        sentences.append("Their losses are of different rows or tokens, so their difference means nothing.")
+        sentences.append(
+            f"They have different {names} (by the hashes in run.json), so their losses are not subtracted."
+        )
+    elif not compared.comparable:
+        keys = [option.key for option in compared.options if option.key.startswith(("data.", "model."))]
+        differ = "differs" if len(keys) == 1 else "differ"
+        rest = "their losses may be of different rows or tokens, and are not subtracted."
+        sentences.append(f"{', '.join(keys)} {differ}: {rest}")
     if compared.verdict is not None:
         sentences.append(f"neft eval has compared them: {compared.verdict.folder}")
         sentences += compared.verdict.conclusion

@@ -17,6 +17,7 @@ from rich.console import Console
 from neftcli.cli.display import run_rows
 from neftcli.cli.display.live import LiveDisplay
 from neftcli.events import Method, RunsListed, RunStatus, RunSummary
+from neftcli.recipe.schema import Data
 from neftcli.runs.catalog import read_catalog
 from neftcli.runs.details import compare_runs, read_details
 from tests.conftest import Result, events
@@ -114,6 +115,18 @@ def test_runs_show_and_compare_suggest_next_commands(neft: Neft, pair: list[str]
     assert "held-out loss, tuned: first=1.7500 second=2.0000 difference=-0.2500" in compared
     assert compared.count("One run each") == 1
     assert "next: neft sweep-alpha --recipe runs/mine-a5-s0/recipe.yaml --alphas 0,5 --seeds 6" in compared
+
+
+def test_runs_compare_says_why_losses_are_not_subtracted(neft: Neft) -> None:
+    write_run(Path("runs"), recipe_of(), "a")
+    write_run(Path("runs"), recipe_of(data=Data(max_length=256, split_seed=1)), "b")
+    write_run(Path("runs"), recipe_of(), "c", data_sha256="e" * 64)
+    out = neft("runs", "compare", "a", "b").out
+    assert "data.max_length, data.split_seed differ: their losses may be of different rows or tokens" in out
+    assert "held-out loss, tuned: first=2.0000 second=2.0000 difference=-\n" in out
+    out = neft("runs", "compare", "a", "c").out
+    assert "They have different data (by the hashes in run.json), so their losses are not subtracted.\n" in out
+    assert "Both have the same recipe" in out
 
 
 def test_runs_compare_evaluates_the_run_with_noise(neft: Neft) -> None:
