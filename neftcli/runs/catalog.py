@@ -293,7 +293,7 @@ def _last_step(metrics: Path) -> int | None:
 
 def _run_changed(folder: Path, record: ListedRecord) -> str:
     """Return when a run ended; of an unfinished run, when it was last written."""
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):  # no time, or one outside the calendar
         ended = datetime.fromisoformat(record.get("finished") or "")
         return ended.astimezone(UTC).isoformat(timespec="seconds")
     return _latest_change(folder / RECORD, folder / METRICS)

@@ -71,7 +71,7 @@ def find_run(name: str, parent: Path = Path("runs")) -> Path | None:
         if path.resolve().name == "model":
             candidates.append(path.parent)
         run = next((folder for folder in candidates if (folder / RECORD).is_file()), None)
-    except (OSError, ValueError):  # no file system allows this name
+    except (OSError, ValueError, RuntimeError):  # no file system allows this name, or links form a loop
         return None
     if run is None:
         return None

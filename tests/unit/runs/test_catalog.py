@@ -101,6 +101,22 @@ def test_summarize_foreign_folders() -> None:
     }
 
 
+@pytest.mark.parametrize("finished", ["never", "9999-12-31T23:59:59-2359", "0001-01-01T00:00:00+2359", ""])
+def test_summarize_time_outside_the_calendar(finished: str) -> None:
+    run = write_run(Path("runs"), recipe_of(), finished=finished)
+    assert summarize(run).changed.startswith("20")
+    assert len(read_catalog(Path("runs")).runs) == 1
+
+
+def test_read_catalog_loop_of_links() -> None:
+    write_run(Path("runs"), recipe_of())
+    Path("runs/loop").symlink_to("loop")
+    assert len(read_catalog(Path("runs")).runs) == 1
+    for name in ("loop", "missing"):
+        with pytest.raises(InputError, match="no such run or sweep"):
+            resolve_run(name, Path("runs"))
+
+
 def test_summarize_pipe_in_place_of_a_record_does_not_wait() -> None:
     folder = Path("runs/pipe")
     folder.mkdir(parents=True)
