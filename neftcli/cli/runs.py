@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from neftcli.cli.completion import complete_run, complete_run_or_sweep
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, command_with
 from neftcli.errors import InputError, Problem
@@ -55,7 +56,12 @@ def list_folder(output_dir: ParentOption = DEFAULT, json_lines: JsonOption = Fal
     ),
 )
 def show(
-    run: Annotated[str, typer.Argument(metavar="RUN|SWEEP", help="Folder or name of a run or a sweep")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|SWEEP", help="Folder or name of a run or a sweep", autocompletion=complete_run_or_sweep
+        ),
+    ],
     output_dir: ParentOption = DEFAULT,
     json_lines: JsonOption = False,
 ) -> None:
@@ -73,8 +79,8 @@ def show(
     ),
 )
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help=RUN)],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another run")],
+    first: Annotated[str, typer.Argument(metavar="A", help=RUN, autocompletion=complete_run)],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another run", autocompletion=complete_run)],
     output_dir: ParentOption = DEFAULT,
     json_lines: JsonOption = False,
 ) -> None:
@@ -97,7 +103,12 @@ def compare(
     ),
 )
 def remove(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP", help="Folders or names of runs and sweeps")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|SWEEP", help="Folders or names of runs and sweeps", autocompletion=complete_run_or_sweep
+        ),
+    ],
     output_dir: ParentOption = DEFAULT,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask", rich_help_panel="Runs")] = False,
     json_lines: JsonOption = False,
