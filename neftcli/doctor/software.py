@@ -10,10 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import neftcli
 from neftcli.errors import first_line
 from neftcli.events import Checked, CheckId, CheckLevel
 from neftcli.system.environment import require_valid_variables
+from neftcli.version import VERSION
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -28,8 +28,8 @@ QLORA = "QLoRA and 8-bit optimisers need it; other training works"
 
 def check_neft(output_folder: Path) -> Iterator[Checked]:
     """Report neft's version and folder."""
-    folder = Path(neftcli.__file__).parent
-    yield Checked(CheckId.NEFT, CheckLevel.OK, f"{neftcli.__version__}, {folder}")
+    folder = Path(__file__).parents[1]
+    yield Checked(CheckId.NEFT, CheckLevel.OK, f"{VERSION}, {folder}")
 
 
 def check_python(output_folder: Path) -> Iterator[Checked]:
