@@ -44,11 +44,13 @@ LIBRARIES = ("torch", "transformers", "trl")
 """Libraries whose versions --version shows."""
 INTERRUPTED = 130
 """Exit code that typer returns for Ctrl-C."""
+COMPLETION = "_NEFT_COMPLETE"
+"""Variable with which a shell asks for completion. Otherwise typer's own options would import pydantic."""
 app = typer.Typer(
     help="Fine-tune language models with NEFTune, and find out whether it helped.",
     epilog="Start with: neft train",
     no_args_is_help=True,
-    add_completion=True,
+    add_completion=COMPLETION in os.environ,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     add_help_option=False,
@@ -99,6 +101,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _install_completion(context: typer.Context, parameter: typer.CallbackParam, wanted: bool) -> None:
+    if wanted:
+        from typer.completion import install_callback
+
+        install_callback(context, parameter, wanted)
+
+
 def _library_versions() -> str:
     """Return the versions of Python and the libraries, without importing them."""
     import platform
@@ -119,6 +128,10 @@ def root(
         bool, typer.Option("--version", help="Show the versions of neft and its libraries, and exit", callback=_version)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors")] = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option("--install-completion", help="Install completion for your shell", callback=_install_completion),
+    ] = False,
     show_help: HelpOption = False,
 ) -> None:
     """Exit codes: 0 finished, 1 failed, 2 bad input, 75 stopped and resumable, 130 stopped at once."""

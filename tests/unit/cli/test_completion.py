@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from neftcli.models.registry import ALIASES
 from neftcli.recipe.catalog import list_recipes
-from tests.conftest import neft_process
+from tests.conftest import Result, neft_process
 
 
 def complete(line: str, folder: Path) -> list[str]:
@@ -37,3 +38,9 @@ def test_completion(line: str, words: list[str], tmp_path: Path) -> None:
         (tmp_path / "runs" / name).parent.mkdir(parents=True)
         (tmp_path / "runs" / name).touch()
     assert complete(line, tmp_path) == words
+
+
+def test_install_completion(neft: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("typer.completion.install", lambda: ("bash", "~/.bash_completions/neft.sh"))
+    result = neft("--install-completion")
+    assert (result.code, result.out.splitlines()[0]) == (0, "bash completion installed in ~/.bash_completions/neft.sh")

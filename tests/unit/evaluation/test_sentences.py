@@ -290,8 +290,8 @@ def test_explain_small_samples_number_of_prompts(prompts: int, explained: bool) 
     assert all(comparison.low is not None and comparison.low > 0 for comparison in comparisons)
     assert {comparison.p_adjusted == 1 for comparison in comparisons} == {explained}
     assert list(explain_small_samples(comparisons)) == explained * [
-        "p is 1 for differences that can't be significant at this size (6 prompts), even if their CI excludes 0. Of "
-        "the comparisons, the 3 in held-out loss can be with 7 prompts that differ."
+        "p is 1 for differences that can't be significant at this size (6 prompts), even if their CI excludes 0. The "
+        "3 comparisons in held-out loss need at least 7 prompts that differ."
     ]
 
 
@@ -303,9 +303,9 @@ def test_explain_small_samples_names_the_metrics_of_each_correction() -> None:
         for name in names
     ]
     assert list(explain_small_samples(drawn)) == [
-        "p is 1 for differences that can't be significant at this size (6 prompts), even if their CI excludes 0. Of "
-        "the comparisons, the 2 in held-out loss and token accuracy can be with 7 prompts that differ; the 5 in answer "
-        "tokens, answer characters, BLEU and 2 other metrics can be with 8 prompts that differ."
+        "p is 1 for differences that can't be significant at this size (6 prompts), even if their CI excludes 0. The "
+        "2 comparisons in held-out loss and token accuracy need at least 7 prompts that differ; the 5 comparisons in "
+        "answer tokens, answer characters, BLEU and 2 other metrics need at least 8 prompts that differ."
     ]
 
 
