@@ -149,7 +149,7 @@ def _confirm(planned: list[RunSummary], *, json_lines: bool) -> bool:
     names = shlex.join(run.path for run in planned)
     if json_lines or not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
         hint = f"neft runs rm {names} --yes"
-        raise InputError(Problem("neft runs rm asks on a terminal; elsewhere it needs --yes", names, hint))
+        raise InputError(Problem("neft runs rm needs --yes unless it can ask on a terminal", names, hint))
     for run in planned:
         facts = [run.kind, run.status.value, f"{age(run.changed)} old", format_bytes(run.size_bytes)]
         typer.echo(sanitize(f" {run.path}   {', '.join(facts)}"), err=True)

@@ -1,7 +1,7 @@
 """Parts of a conversation that a chat template leaves out, found by rendering it with unique texts in their place.
 
 A part's own text may also occur in a turn, in a different part or in the template, so its text in the rendering does
-not prove that the template renders the part. A unique text (or a unique number in place of a number) does.
+not prove that the template renders the part. A unique text or number does.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class _Probe:
         self.parts: dict[str, Part] = {}
 
     def change(self, chat: ChatFormat, example: Example) -> Example:
-        """Return the conversation with a unique text in place of each part."""
+        """Return the conversation with each part replaced by a unique text."""
         called: set[str] = set()
         turns = []
         for index, turn in enumerate(example.turns):

@@ -42,7 +42,7 @@ def check_hub(output_folder: Path) -> Iterator[Checked]:
 
 
 def check_token(output_folder: Path) -> Iterator[Checked]:
-    """Report where the token is, and whether the hub accepts it; the token is never shown."""
+    """Report the token's location, and whether the hub accepts it; the token is never shown."""
     source = token_source()
     login = f"hf auth login, or HF_TOKEN=... with a token from {HUB}/settings/tokens"
     if not source:

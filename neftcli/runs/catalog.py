@@ -18,7 +18,7 @@ from neftcli.errors import InputError, NeftError, Problem
 from neftcli.events import Method, RunsListed, RunStatus, RunSummary, StoredVerdict
 from neftcli.metrics.registry import HELD_OUT_LOSS
 from neftcli.recipe.loading import load_recipe
-from neftcli.runs.directory import CELLS, LOCK, METRICS, RECIPE, RECORD, RunDirectory, find_run, find_sweep
+from neftcli.runs.directory import CELLS, LOCK, METRICS, RECIPE, RECORD, RunDirectory, find_run, find_sweep, join_names
 from neftcli.runs.schemas import (
     ListedRecord,
     MetricsLine,
@@ -39,7 +39,6 @@ TAIL_BYTES = 65_536
 """Bytes at the end of metrics.jsonl that are read for the last step."""
 MAX_REPORT_BYTES = 64 * 2**20
 """Larger JSON files are not neft's."""
-MAX_LISTED = 8
 LIST = "neft runs    lists runs and sweeps"
 
 
@@ -82,8 +81,7 @@ def unknown_run(name: str, parent: Path) -> InputError:
             if find_run(str(folder)) is not None or find_sweep(str(folder)) is not None:
                 names.append(folder.name)
     near = "".join(get_close_matches(Path(name).name, names, n=1, cutoff=0.5))
-    shown = ", ".join(names[:MAX_LISTED]) + (f", and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
-    hint = f"neft runs    in {parent}: {shown}" if names else "neft train    starts a run"
+    hint = f"neft runs    in {parent}: {join_names(names)}" if names else "neft train    starts a run"
     message = "this folder is neither a run nor a sweep" if is_folder(Path(name)) and name else "no such run or sweep"
     return InputError(Problem(message, name or "an empty name", hint, near))
 

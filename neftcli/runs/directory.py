@@ -115,6 +115,11 @@ def _list_names(folders: Iterable[Path]) -> str:
         if NAME.fullmatch(folder.name):
             status = _status(folder / RECORD)
             names.append(f"{folder.name} ({status})" if status else folder.name)
+    return join_names(names)
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Join the names of runs for a message; further ones are counted."""
     more = f", and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more
 

@@ -240,7 +240,7 @@ def test_sweep_alpha_failing_arm(neft: Neft, arguments: list[str], tmp_path: Pat
     """If a learning rate ends in NaN, the other point of the grid is finished."""
     result = neft(*arguments, "--seeds", "1", "--grid", "training.learning_rate=1e-3,1e30", "--json")
     assert result.code == 1
-    [report] = [event for event in events(result.out) if event["event"] == "sweep.finished"]
+    [report] = [event for event in events(result.out) if event["event"] == "sweep.report"]
     assert {state["arm"] for state in report["failed"]} == {
         "neftune.alpha=0 training.learning_rate=1e+30",
         "neftune.alpha=5 training.learning_rate=1e+30",
