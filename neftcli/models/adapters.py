@@ -26,7 +26,8 @@ def validate_adapter(model: Any, adapter: Adapter) -> None:
     """Check that the model has every layer that an adapter names; peft ignores a missing one if others match.
 
     Raises:
-        RecipeError: A layer is missing, or has a type that can't get low-rank matrices.
+        RecipeError: A layer is missing, has a type that can't get low-rank matrices, or is the output layer, whose
+            weight trl multiplies directly.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -42,6 +43,10 @@ def validate_adapter(model: Any, adapter: Adapter) -> None:
         if name not in config.target_modules:
             continue  # peft maps it to the experts
         matches = match_target_modules(model, name)
+        if any(module is model.get_output_embeddings() for module in matches):
+            message = "adapter.target_modules: trl can't train low-rank matrices on the output layer"
+            problems.append(Problem(message, name, f"--set adapter.modules_to_save=[{name}]    trains it in full"))
+            continue
         if matches and all(isinstance(module, supported) for module in matches):
             continue
         if matches:

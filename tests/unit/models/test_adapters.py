@@ -86,6 +86,15 @@ def test_adapter_notices_low_rank_on_a_tied_matrix(name: str) -> None:
     assert adapter_notices(tiny_model("llama", tie_word_embeddings=True), LORA) == []
 
 
+def test_validate_adapter_rejects_the_output_layer() -> None:
+    """A ValueError of trl would come later; a full copy is possible."""
+    model = tiny_model("llama")
+    with pytest.raises(RecipeError, match="can't train low-rank matrices on the output layer") as raised:
+        validate_adapter(model, replace(LORA, target_modules=("q_proj", "lm_head")))
+    assert raised.value.problems[0].hint == "--set adapter.modules_to_save=[lm_head]    trains it in full"
+    validate_adapter(model, replace(LORA, target_modules=("q_proj",), modules_to_save=("lm_head",)))
+
+
 @pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
 def test_adapter_notices_copy_of_a_tied_matrix(name: str) -> None:
     """The recommended alternative: the merged model equals the tuned one, with two matrices."""
