@@ -11,7 +11,8 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
 import typer
 
@@ -137,13 +138,19 @@ def root(
     """Exit codes: 0 finished, 1 failed, 2 bad input, 75 stopped and resumable, 130 stopped at once."""
 
 
+@cache
+def _command() -> Any:
+    """Return typer's command for `app`, which takes 20 ms to build."""
+    return typer.main.get_command(app)
+
+
 def _find_flag(flag: str) -> int | None:
     """Return the index of a flag on the command line, without the program; None if it was not typed."""
     if flag not in sys.argv:
         return None
     from neftcli.cli.usage import find_flag
 
-    return find_flag(typer.main.get_command(app), flag, sys.argv[1:])
+    return find_flag(_command(), flag, sys.argv[1:])
 
 
 def _report(problems: Sequence[Problem], exit_code: int) -> None:
@@ -215,7 +222,7 @@ def main() -> None:
         del arguments[position]
     try:
         with panics_as_errors():
-            code = app(args=arguments, prog_name="neft", standalone_mode=False)
+            code = _command()(args=arguments, prog_name="neft", standalone_mode=False)
         if code == INTERRUPTED:
             _report([Problem("stopped by Ctrl-C before anything was started", code=Interrupted.code)], INTERRUPTED)
         sys.exit(code)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,9 @@ def _not_utf8(path: Path, error: UnicodeDecodeError) -> Problem:
     return Problem(message, f"byte 0x{content[error.start]:02x} in line {line}", "save the file as UTF-8")
 
 
+@lru_cache(maxsize=64)  # the cells of a sweep extend the same recipes
 def _compose(text: str, name: str) -> Node | None:
+    """Parse YAML into nodes, which nothing changes."""
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = MAX_DEPTH
     yaml.composer.warn_double_anchors = False  # every anchor is rejected, with its line

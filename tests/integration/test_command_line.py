@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,65 +22,61 @@ from tests.conftest import Result, events, neft_process
 
 Neft = Callable[..., Result]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pyarrow"}
+NEEDLESS = HEAVY | {"pydantic", "rich.console", "ruamel.yaml"}
+"""What help doesn't need."""
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (["--help"], 0),
-        (["train", "--help"], 0),
-        (["eval", "--help"], 0),
-        (["eval", "no-such-run"], 2),
-        (["sweep-alpha", "--help"], 0),
-        (["sweep-alpha", "--alphas", "-1"], 2),
-        (["eval", "smollm2-135m", "--dataset", "bad.jsonl"], 2),
-        (["eval", "smollm2-135m", "--judge", "http://127.0.0.1:1"], 2),
-        (["recipes"], 0),
-        (["models"], 0),
-        (["runs"], 0),
-        (["runs", "show", "no-such-run"], 2),
-        (["--version"], 0),
-        (["train", "--alpha", "-1"], 2),
-        (["train", "--dataset", "missing.jsonl"], 2),
-        (["train", "--model", "no-such-alias"], 2),
-        (["train", "--dataset", "bad.jsonl"], 2),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
-)
-def test_main_quick_commands_load_no_heavy_library(arguments: list[str], code: int, tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
-    script = (
-        "import sys\nfrom neftcli.cli.main import main\nsys.argv = ['neft', *sys.argv[1:]]\n"
-        "code = 0\ntry:\n    main()\nexcept SystemExit as end:\n    code = int(end.code or 0)\n"
-        f"print('LOADED', code, sorted({HEAVY!r} & set(sys.modules)))"
-    )
+QUICK_COMMANDS = {
+    "--help": 0,
+    "eval no-such-run": 2,
+    "sweep-alpha --alphas -1": 2,
+    "eval smollm2-135m --dataset bad.jsonl": 2,
+    "eval smollm2-135m --judge http://127.0.0.1:1": 2,
+    "recipes": 0,
+    "models": 0,
+    "runs": 0,
+    "runs show no-such-run": 2,
+    "--version": 0,
+    "train --alpha -1": 2,
+    "train --dataset missing.jsonl": 2,
+    "train --model no-such-alias": 2,
+    "train --dataset bad.jsonl": 2,
+}
+HELP = ["--help", "-h", "train --help", "eval -h", "recipes --help", "runs --help", "doctor -h"]
+
+
+def loaded_by(commands: Iterable[str], folder: Path) -> list[tuple[str, int, set[str]]]:
+    """Run commands one after the other in one new process; return their exit codes and the modules loaded so far."""
+    script = """
+import json, sys
+from neftcli.cli.main import main
+for command in sys.argv[1:]:
+    sys.argv, code = ["neft", *command.split()], 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    print("LOADED", json.dumps([command, code, list(sys.modules)]))
+"""
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, "-c", script, *commands], capture_output=True, text=True, cwd=folder, check=True
     )
-    assert done.stdout.splitlines()[-1] == f"LOADED {code} []", done.stderr
+    lines = [json.loads(line[len("LOADED ") :]) for line in done.stdout.splitlines() if line.startswith("LOADED ")]
+    return [(command, code, set(modules)) for command, code, modules in lines]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["-h"],
-        ["train", "--help"],
-        ["eval", "-h"],
-        ["recipes", "--help"],
-        ["runs", "--help"],
-        ["doctor", "-h"],
-    ],
-)
-def test_help_loads_only_what_it_shows(arguments: list[str], tmp_path: Path) -> None:
+def test_main_quick_commands_load_no_heavy_library(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
+    results = loaded_by(QUICK_COMMANDS, tmp_path)
+    assert {command: code for command, code, _ in results} == QUICK_COMMANDS
+    assert [(command, modules & HEAVY) for command, _, modules in results if modules & HEAVY] == []
+
+
+def test_help_loads_only_what_it_shows(tmp_path: Path) -> None:
     """Help loads neither pydantic nor rich nor ruamel; `benchmarks/startup.py` has the times."""
-    script = (
-        "import sys\nfrom neftcli.cli.main import main\nsys.argv = ['neft', *sys.argv[1:]]\n"
-        "try:\n    main()\nfinally:\n    print(sorted({'pydantic', 'rich.console', 'ruamel.yaml'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("Usage: neft")
-    assert done.stdout.splitlines()[-1] == "[]"
+    results = loaded_by(HELP, tmp_path)
+    assert [code for _, code, _ in results] == [0] * len(HELP)
+    assert [(command, modules & NEEDLESS) for command, _, modules in results if modules & NEEDLESS] == []
 
 
 def test_models_prints_what_transformers_loads(neft: Neft, tiny_folder: Callable[[str], Path]) -> None:
@@ -314,6 +310,7 @@ def test_command_reports_lost_output(arguments: str, code: int) -> None:
     assert INTERNAL_MESSAGE not in done.stderr
 
 
+@pytest.mark.slow
 def test_train_continues_on_a_full_disk_of_stdout(quick: list[str], tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -346,10 +343,9 @@ def test_command_works_with_closed_output(arguments: str, code: int) -> None:
     assert INTERNAL_MESSAGE not in done.stderr
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
-    ("arguments", "code"),
-    [("models", 0), ("recipes", 0), ("recipes show quickstart --all", 0), ("--help", 0), ("eval nosuch", 2)],
+    ("arguments", "code", "unbuffered"),
+    [("models", 0, "1"), ("recipes show quickstart --all", 0, ""), ("--help", 0, "1"), ("eval nosuch", 2, "")],
 )
 def test_command_continues_without_readers(arguments: str, code: int, unbuffered: str) -> None:
     """As in `neft models 2>&1 | head -1`: the exit code is the command's own."""

@@ -26,6 +26,8 @@ from tests.conftest import Result, file_system
 from tests.killed_runs import LORA, SETTINGS, Killer, run_result, run_training
 
 Neft = Callable[..., Result]
+ONE_PROCESS = pytest.mark.xdist_group("resume")
+"""Runs the quick tests in one process, so that the stopped run is trained once."""
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in found}
 
 
+@ONE_PROCESS
 def test_resume_stopped_run(neft: Neft, copy: Path, stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     said = neft("train", "--resume", copy)
     assert said.code == 0, said.err
@@ -332,6 +335,7 @@ def test_full_disk_before_training(neft: Neft, copy: Path, tmp_path: Path) -> No
         assert {item.name for item in (tmp_path / "small").iterdir()} == {"run-a5-s0", "filler"}
 
 
+@ONE_PROCESS
 def test_resume_missing_recipe(neft: Neft, copy: Path) -> None:
     (copy / "recipe.yaml").unlink()
     said = neft("train", "--resume", copy)

@@ -124,7 +124,11 @@ LAYOUTS: dict[str, Callable[[list[list[int]]], Batch]] = {
     "packed rows padded left": lambda documents: rows_of([[0, 1], [2, 3]], documents, "left"),
 }
 DOCUMENTS = documents_of(40, 12, 25, 16)
-each_family = pytest.mark.parametrize("family", FAMILIES)
+each_family = pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, marks=pytest.mark.slow if family == "granite" else ()) for family in FAMILIES],
+)
+"""Granite scales its embeddings, as Gemma does, so it can wait for the slow tests."""
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 

@@ -103,7 +103,6 @@ def test_estimate_memory_lora_on_all_linear_layers_equals_peft(
         (("q_proj", "v_proj"), ()),
         (("self_attn.q_proj", "0.mlp.up_proj"), ()),
         (("q_proj", "embed_tokens"), ()),
-        (("q_proj", "lm_head"), ()),
         (("q_proj",), ("embed_tokens",)),
         (("q_proj",), ("embed_tokens", "lm_head")),
     ],

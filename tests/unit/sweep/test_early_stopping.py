@@ -195,6 +195,7 @@ def test_look_decides_by_the_p_values_of_compare_arms() -> None:
     assert {*reasons} == {"success", "0 dropped", "1 dropped", "2 dropped"}
 
 
+@pytest.mark.slow
 def test_decide_error_rates_of_simulated_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight seeds that vary by 0.0025, 24 prompts; of 60 sweeps at most 7 may be wrong (5 %, 99 % bound)."""
     monkeypatch.setattr(paired, "LEVEL_RESAMPLES", paired.LEVEL_RESAMPLES)  # the simulation lowers it
