@@ -1,11 +1,9 @@
 """neft: fine-tune language models with NEFTune, and find out whether it helped."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
 from neftcli.version import VERSION
 
+# With `python -m neftcli`, modules that are imported here may come from the current folder: not even `typing` is.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from neftcli.api import Run, evaluate, sweep_alpha, train
     from neftcli.neftune.callback import NeftuneCallback
@@ -14,7 +12,7 @@ __version__ = VERSION
 __all__ = ["NeftuneCallback", "Run", "__version__", "evaluate", "sweep_alpha", "train"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import the Python interface when it is used, so that `neft --help` does not need it."""
     if name == "NeftuneCallback":
         from neftcli.neftune.callback import NeftuneCallback
