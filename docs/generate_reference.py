@@ -62,6 +62,13 @@ SWEEP_FILES = {
     ".lock": "Held while a process runs the sweep.",
 }
 
+ANSWER_FILES = {
+    "OUT": "One line for each row: prompt, answer, stop reason and tokens.",
+    "OUT.settings.json": "Everything that the answers depend on; other answers are rejected.",
+    "OUT.partial": "Answers of an unfinished command, in the order in which they were generated.",
+    "OUT.lock": "Held while a process writes the answers.",
+}
+
 
 def command_page() -> str:
     """Return the reference of the command line."""
@@ -195,6 +202,7 @@ def run_files_page() -> str:
         "A checkpoint: `checkpoints/checkpoint-STEP/`": CHECKPOINT_FILES,
         "An evaluation: `evaluation/`": EVALUATION_FILES,
         "A sweep: `runs/NAME-sweep/`": SWEEP_FILES,
+        "Answers: `neft answer --out OUT`": ANSWER_FILES,
     }
     for title, files in tables.items():
         lines += [f"## {title}", "", "| file | content |", "|---|---|"]

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from neftcli.cli import data, doctor, eval, models, recipes, runs, sweep, train
+from neftcli.cli import answer, chat, data, doctor, eval, models, recipes, runs, sweep, train
 from neftcli.cli.display.text import drop_unread_output, lost_output, replace_unencodable
 from neftcli.cli.help import Command, HelpOption, command_with
 from neftcli.errors import (
@@ -83,6 +83,22 @@ app.command(
         ("neft sweep-alpha runs/quickstart-sweep --seeds 6", "resume a sweep with more seeds"),
     ),
 )(sweep.sweep_alpha)
+app.command(
+    "chat",
+    cls=command_with(
+        ("neft chat quickstart-a5-s0", "talk to a run"),
+        ("neft chat quickstart-a5-s0 --against base", "the same questions to its base model"),
+        ("neft chat smollm2-135m --temperature 0.7 --max-new-tokens 100", "talk to a model, with sampled answers"),
+        ('echo "Why is the sky blue?" | neft chat quickstart-a5-s0', "answer each line of standard input"),
+    ),
+)(chat.chat)
+app.command(
+    "answer",
+    cls=command_with(
+        ("neft answer quickstart-a5-s0 --dataset questions.jsonl --out answers.jsonl", "answer a file of questions"),
+        ("neft answer smollm2-135m --dataset questions.csv --out answers.jsonl --max-rows 5", "try it on five rows"),
+    ),
+)(answer.answer)
 app.add_typer(runs.app, name="runs")
 app.command(
     "doctor",

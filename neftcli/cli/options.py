@@ -57,11 +57,11 @@ def with_recipe(*sections: str) -> Callable[[Callable[..., None]], Callable[...,
     flagged = [
         key
         for key in keys()
-        if key.option.flag and not key.option.command and (not sections or key.path.partition(".")[0] in sections)
+        if key.option.flag and not key.option.commands and (not sections or key.path.partition(".")[0] in sections)
     ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        return _with_flags(command, flagged, "the recipe's", _recipe_option())
+        return _with_flags(command, flagged, "the recipe's", (), _recipe_option())
 
     return decorate
 
@@ -84,20 +84,24 @@ def with_overrides(
     The command takes the typed layers, the strongest last, as its first argument.
 
     Args:
-        name: The command's name; options of this command alone have a flag.
-        paths: Dotted keys of other options with a flag.
+        name: The command's name; options that only some commands have a flag for, this one among them, have it.
+        paths: Dotted keys of other options with a flag, and of those whose default is `default`.
         default: Default of the options in `paths`, in words.
     """
-    flagged = [key for key in keys() if key.option.flag and (key.option.command == name or key.path in paths)]
+    flagged = [key for key in keys() if key.option.flag and (name in key.option.commands or key.path in paths)]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        return _with_flags(command, flagged, default)
+        return _with_flags(command, flagged, default, paths)
 
     return decorate
 
 
 def _with_flags(
-    command: Callable[..., None], flagged: list[Key], default: str, *before: inspect.Parameter
+    command: Callable[..., None],
+    flagged: list[Key],
+    default: str,
+    paths: Container[str],
+    *before: inspect.Parameter,
 ) -> Callable[..., None]:
     """Return a command with the flags, and with the parameters `before` them; it takes the typed layers first."""
 
@@ -111,7 +115,8 @@ def _with_flags(
         for parameter in list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         if parameter.name not in {known.name for known in before}
     ]
-    parameters = [*before, *(_flag(key, default) for key in flagged), _set_option(), *own]
+    flags = [_flag(key, _default_in_help(key, default, paths)) for key in flagged]
+    parameters = [*before, *flags, _set_option(), *own]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapper
@@ -131,9 +136,9 @@ def _layers(assignments: list[str], typed: dict[str, Any], flagged: list[Key]) -
             continue
         if key.option.switch is not None:
             layer[key.path] = Setting(key.option.switch, flag, flag)
-            layer.update({path: Setting(implied, flag, flag) for path, implied in key.option.implies})
         else:
             layer[key.path] = Setting(read_flag_value(key, value, flag), flag, f"{flag} {value}")
+        layer.update({path: Setting(implied, flag, flag) for path, implied in key.option.implies})
     return [layer, *(parse_assignment(text) for text in assignments)]
 
 
@@ -218,12 +223,16 @@ def _help(key: Key, default: str) -> str:
     help_text = key.flag_help
     if key.choices and key.option.switch is None:
         help_text += f": {', '.join(key.choices)}"
-    shown = key.default_text
-    if not key.option.command and (key.path in SET_BY_RECIPES or default != "the recipe's"):
-        shown = default
-    if key.option.switch is not None or not shown:
+    if key.option.switch is not None or not default:
         return help_text
-    return f"{help_text}  [default: {shown}]"
+    return f"{help_text}  [default: {default}]"
+
+
+def _default_in_help(key: Key, default: str, paths: Container[str]) -> str:
+    """Return the default that the help of a flag shows: `default` if a recipe or a run sets the option."""
+    if default == "the recipe's":
+        return default if key.path in SET_BY_RECIPES else key.default_text
+    return default if key.path in paths else key.default_text
 
 
 def _recipe_option() -> inspect.Parameter:

@@ -16,7 +16,7 @@ from neftcli.errors import InputError, Problem
 from neftcli.recipe.keys import keys
 from neftcli.system.distributed import require_single_process
 
-CELL_KEYS = frozenset(key.path for key in keys() if key.option.flag and not key.option.command) - {
+CELL_KEYS = frozenset(key.path for key in keys() if key.option.flag and not key.option.commands) - {
     "neftune.alpha",
     "training.seed",
     "training.processes",

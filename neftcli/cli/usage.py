@@ -113,9 +113,10 @@ def _extra_argument(command: str, arguments: str, options: Sequence[str], values
         return Problem(f"{command}: write the alphas as one list with commas", arguments, f"{command} --alphas 0,5,10")
     if "--recipe" in options and (arguments in catalog.list_recipes() or Path(first).suffix in (".yaml", ".yml")):
         return Problem(message, arguments, f"{command} --recipe {quoted}")
-    if command == "neft eval" and len(arguments.split()) == 1:
+    second = {"neft eval": "--baseline", "neft chat": "--against"}.get(command)
+    if second is not None and len(arguments.split()) == 1:
         target = shlex.quote(str(values.get("target") or "RUN"))
-        hint = f"{command} {target} --baseline {quoted}"
+        hint = f"{command} {target} {second} {quoted}"
         return Problem(f"{command} takes one run or model", arguments, hint)
     if "--dataset" in options and Path(arguments).exists():
         return Problem(message, arguments, f"{command} --dataset {quoted}")

@@ -70,6 +70,16 @@ def tokenize_prompt(chat: ChatFormat, example: Example) -> list[int]:
         return _tokenize_pieces(chat, chat.render_prompt(example), [])[0]
 
 
+def tokenize_beginning(chat: ChatFormat, text: str, location: str) -> list[int]:
+    """Return the token ids of a plain text that generation continues.
+
+    Raises:
+        DataError: The tokenizer fails.
+    """
+    with tokenizer_errors(chat.tokenizer, location):
+        return _encode_with_prefix(chat, text)
+
+
 def split_prompt_and_reference(example: Example) -> tuple[str, str]:
     """Return prompt and reference answer; of a plain text its first words and the rest."""
     if example.turns:

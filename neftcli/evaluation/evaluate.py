@@ -18,10 +18,9 @@ from neftcli.errors import OUT_OF_MEMORY, InputError, NeftError, Preempted, Prob
 from neftcli.evaluation.cache import lock_results
 from neftcli.evaluation.exports import EXPORTS
 from neftcli.evaluation.held_out import EvalRows, read_eval_rows
-from neftcli.evaluation.targets import EvalTarget, Role, base_model_target, resolve_target
+from neftcli.evaluation.targets import EvalTarget, Role, apply_typed_trust, base_model_target, resolve_target
 from neftcli.events import EvaluationReport, Notice, Observer, Phase, PhaseId, PhaseProgress
 from neftcli.models.validate import validate_model, validate_weight_files
-from neftcli.recipe.trust import TRUST
 from neftcli.system.files import atomic_write, remove, remove_stale_files, require_no_link, require_no_links
 from neftcli.system.libraries import capture_library_output, prepare_libraries
 from neftcli.wording import count_noun
@@ -114,13 +113,7 @@ def _resolve_targets(request: EvalRequest, observer: Observer) -> list[EvalTarge
 
     If baseline and base model have the same weights, the table has one of them: a run as the baseline, a model as the
     base, which uses the run's chat template.
-
-    Somebody else may have written the recipe of a run, so a model's own code runs only if the command line says so.
     """
-    trusted = False
-    for layer in request.overrides:
-        if TRUST in layer:
-            trusted = layer[TRUST].value is True
     named: list[tuple[str, Role, Sequence[Layer]]] = [(request.target, "run", request.overrides)]
     if request.baseline is not None:
         evaluation_options = [
@@ -131,7 +124,7 @@ def _resolve_targets(request: EvalRequest, observer: Observer) -> list[EvalTarge
     targets, problems = [], []
     for name, role, overrides in named:
         try:
-            targets.append(_set_trust(resolve_target(name, role, overrides), trusted))
+            targets.append(apply_typed_trust(resolve_target(name, role, overrides), request.overrides))
         except InputError as error:
             origin = "--baseline: " if role == "baseline" else ""
             problems += [replace(problem, message=f"{origin}{problem.message}") for problem in error.problems]
@@ -181,19 +174,6 @@ def _require_different_models(targets: Sequence[EvalTarget]) -> None:
 
 def _weights_folder(target: EvalTarget) -> Path:
     return target.run.model if target.run else Path(target.reference.location)
-
-
-def _set_trust(target: EvalTarget, trusted: bool) -> EvalTarget:
-    """Return the target with permission to run the model's own code, or without.
-
-    Raises:
-        ModelError: It may run code, and comes from the hub without a commit.
-    """
-    from neftcli.models.loading import require_pinned_code
-
-    require_pinned_code(target.reference, trusted)
-    model = replace(target.recipe.model, trust_remote_code=trusted)
-    return replace(target, recipe=replace(target.recipe, model=model))
 
 
 def _require_usable_settings(targets: Sequence[EvalTarget], request: EvalRequest) -> None:
@@ -282,11 +262,8 @@ def _evaluate_models(
 ) -> list[ModelResults]:
     """Evaluate every model with the main one's settings, device and precision."""
     from neftcli.evaluation.measurement import ModelEvaluator
-    from neftcli.system.device import resolve_compute_config
 
-    main = targets[0].recipe
-    frozen_weights = main.adapter.type != "none" or targets[0].run is None
-    compute = resolve_compute_config(main.training.precision, main.model.dtype, frozen_weights=frozen_weights)
+    main, compute = targets[0].recipe, targets[0].compute_config()
     evaluators = [
         ModelEvaluator(target, rows, main.evaluation, compute, main.training.seed, observer, answers=request.answers)
         for target in targets

@@ -1,12 +1,12 @@
-"""Generation of answers to prompts, in batches and without noise."""
+"""Generation of answers to prompts without noise: in batches, or one token at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -55,6 +55,10 @@ class Answer:
     text: str
     tokens: int
     truncated: bool
+
+
+class AnswerStopped(Exception):  # noqa: N818 - a request, not an error
+    """Raised by a receiver of tokens to end the answer after this token."""
 
 
 def generate_answers(
@@ -124,6 +128,65 @@ def iter_answers(
             yield [(index, answer) for index, answer in batch if answer is not None]
 
 
+def stream_answer(
+    model: PreTrainedModel,
+    chat: ChatFormat,
+    prompt: Sequence[int],
+    generation: Generation,
+    receive: Callable[[int], None],
+    autocast: AbstractContextManager[object] | None = None,
+    *,
+    seed: int = 0,
+) -> Answer:
+    """Generate the answer to one prompt and pass on its tokens as they come.
+
+    The answer equals that of `generate_answers` to this prompt alone, token by token.
+
+    Args:
+        model: As for `iter_answers`.
+        chat: Its tokenizer and stop tokens.
+        prompt: Token ids up to the start of the answer.
+        generation: The recipe's settings.
+        receive: Called with each token of the answer, without the stop token; it may raise `AnswerStopped`.
+        autocast: As for `iter_answers`.
+        seed: Seed of sampling; the global random state is restored.
+
+    Raises:
+        NeftuneError: Noise is on.
+    """
+    streamer = _TokenStreamer(chat.stop_token_ids, receive)
+    with evaluation_mode(model), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            (answer,) = _batch_answers(model, chat, [list(prompt)], generation, autocast, streamer)
+        except AnswerStopped:
+            text = chat.tokenizer.decode(streamer.tokens, skip_special_tokens=True)
+            answer = Answer(str(text).strip(), len(streamer.tokens), truncated=False)
+    return answer
+
+
+class _TokenStreamer:
+    """Passes the tokens of an answer on; transformers calls `put` with the prompt first, then with each new token."""
+
+    def __init__(self, stops: Container[int], receive: Callable[[int], None]) -> None:
+        self.tokens: list[int] = []
+        self._stops, self._receive = stops, receive
+        self._has_prompt = self._has_ended = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._has_prompt:
+            self._has_prompt = True
+            return
+        for token in value.flatten().tolist():
+            self._has_ended = self._has_ended or token in self._stops
+            if not self._has_ended:
+                self.tokens.append(token)
+                self._receive(token)
+
+    def end(self) -> None:
+        """Do nothing; transformers calls this after the last token."""
+
+
 @torch.no_grad()
 def _batch_answers(
     model: PreTrainedModel,
@@ -131,6 +194,7 @@ def _batch_answers(
     ids: list[list[int]],
     generation: Generation,
     autocast: AbstractContextManager[object] | None,
+    streamer: Any = None,
 ) -> list[Answer]:
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -153,6 +217,7 @@ def _batch_answers(
             attention_mask=encoded["attention_mask"],
             generation_config=settings,
             logits_processor=LogitsProcessorList([penalty]),
+            streamer=streamer,
         )
     new: list[list[int]] = tokens[:, encoded["input_ids"].shape[1] :].tolist()
     # Not every tokenizer marks its stop tokens as special, so the decoder may not remove them.

@@ -86,7 +86,7 @@ def read_eval_rows(
         held_out = data.held_out_source or data.source_name()
         source, label = RowsSource(held_out, held_out_of=main.name), "held-out"
     else:
-        data = _data(main.recipe.data, dataset or BUILTIN, split, typed)
+        data = eval_data(main.recipe.data, dataset or BUILTIN, split, typed)
         questions = read_eval_examples(data)
         source = RowsSource(data.source, questions.sources[0].split)
         label = Path(data.source).name.partition(".")[0] or "rows"
@@ -124,7 +124,7 @@ def read_eval_rows(
     return EvalRows(examples, data, questions.row_format, source, label)
 
 
-def _data(data: Data, dataset: str, split: str | None, typed: Sequence[str]) -> Data:
+def eval_data(data: Data, dataset: str, split: str | None, typed: Sequence[str]) -> Data:
     """Adapt data settings to another source: lengths and loss as in training, columns as detected."""
     default_split = "held_out" if dataset == BUILTIN else "train"
     return replace(

@@ -31,9 +31,10 @@ from neftcli.recipe.schema import TaskSettings
 from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
+    from neftcli.data.chat import ChatFormat
     from neftcli.evaluation.held_out import EvalRows
     from neftcli.evaluation.targets import EvalTarget
-    from neftcli.recipe.schema import Evaluation
+    from neftcli.recipe.schema import Evaluation, Generation
     from neftcli.system.device import ComputeConfig
 
 SAMPLING_ONLY = ("seed", "batch_size", "temperature", "top_p")  # greedy answers do not depend on them
@@ -88,6 +89,22 @@ class ProgressReporter:
         )
 
 
+def model_identity(target: EvalTarget, chat: ChatFormat, compute: ComputeConfig) -> dict[str, Any]:
+    """Return everything about a model that its results depend on."""
+    return target.identity(compute) | {
+        "tokenizer": _sha256(chat.tokenizer.backend_tokenizer.to_str()),
+        "stops": sorted(chat.stop_token_ids),
+    }
+
+
+def effective_settings(generation: Generation, seed: int) -> dict[str, Any]:
+    """Return the settings that answers depend on: of greedy decoding, without those of sampling."""
+    settings = asdict(generation) | {"seed": seed}
+    if generation.do_sample:
+        return settings
+    return {name: value for name, value in settings.items() if name not in SAMPLING_ONLY}
+
+
 @dataclass(frozen=True, slots=True)
 class CachedTask:
     """The cached results of a task; several if it is a group."""
@@ -133,10 +150,7 @@ class ModelEvaluator:
         self.observer.notify(Phase(PhaseId.LOADING_TOKENIZER, self.target.name))
         self._chat = target.load_chat_format(rows.row_format, observer)
         self._tokenizer = self._chat.tokenizer
-        self._identity = target.identity(compute) | {
-            "tokenizer": _sha256(self._tokenizer.backend_tokenizer.to_str()),
-            "stops": sorted(self._chat.stop_token_ids),
-        }
+        self._identity = model_identity(target, self._chat, compute)
         config = load_config(target.reference, target.recipe.model.trust_remote_code)
         self._token_rows = self._tokenize_rows()
         with_answer = sum(bool(example.answer() or example.text) for example in rows.examples)
@@ -233,9 +247,7 @@ class ModelEvaluator:
         return {index: replace(cache.results[index], location=row.location) for index, row in rows.items()}
 
     def _compute_answers(self) -> list[Answer]:
-        settings = asdict(self.settings.generation) | {"seed": self.seed}
-        if not self.settings.generation.do_sample:
-            settings = {name: value for name, value in settings.items() if name not in SAMPLING_ONLY}
+        settings = effective_settings(self.settings.generation, self.seed)
         cache = self._open_cache("answers", Answer, {"prompts": self._prompts, "settings": settings})
         if any(index not in cache.results for index in range(len(self._prompts))):
             self._generate_missing(cache)

@@ -1,11 +1,11 @@
-"""Targets of an evaluation: a run of neft, the base model of a run, or any model."""
+"""Runs and models that a command evaluates or lets answer: a run of neft, the base model of a run, or any model."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib import metadata
@@ -18,6 +18,7 @@ from neftcli.events import EvaluatedModel, ModelSource, Observer, PairedRun
 from neftcli.models.registry import ALIASES, ModelReference, resolve_model
 from neftcli.recipe.loading import load_recipe, resolve_recipe
 from neftcli.recipe.relative_paths import find_relative_paths
+from neftcli.recipe.trust import TRUST
 from neftcli.recipe.yaml_file import Layer, Setting
 from neftcli.runs.baseline import find_paired_run
 from neftcli.runs.directory import CELLS, NAME, RECIPE, RunDirectory, find_run, find_sweep, list_runs
@@ -39,8 +40,8 @@ USED_OPTIONS = (
     *("data.loss_on", "data.reasoning", "evaluation.per_device_eval_batch_size", "evaluation.generation"),
     *("evaluation.judge", "evaluation.tasks", "evaluation.task_settings"),
 )
-"""Recipe options that evaluation uses, and that can be set for it."""
-RUN_HINT = "neft eval RUN, where RUN is a folder written by `neft train`; `neft models` lists model names"
+"""Recipe options that `neft eval` uses, and that can be set for it."""
+RUN_HINT = "RUN is a folder written by `neft train`, or its name; `neft models` lists model names"
 OPTIONS_HINT = "neft recipes show quickstart --all    for the options below evaluation"
 
 
@@ -121,8 +122,24 @@ class EvalTarget:
         model = load_model_for_recipe(self.recipe, self.reference, compute)
         return load_adapter(model, self.run.model) if self.run and self.has_adapter() else model
 
-    def identity(self, compute: ComputeConfig) -> dict[str, Any]:
+    def compute_config(self) -> ComputeConfig:
+        """Return the device and precision that it is evaluated with.
+
+        Raises:
+            InputError: A process sees several GPUs.
+        """
+        from neftcli.system.device import resolve_compute_config
+
+        frozen_weights = self.has_adapter() or self.run is None
+        precision, dtype = self.recipe.training.precision, self.recipe.model.dtype
+        return resolve_compute_config(precision, dtype, frozen_weights=frozen_weights)
+
+    def identity(self, compute: ComputeConfig, without_base: str = "--no-base") -> dict[str, Any]:
         """Return everything that its results depend on, except rows and settings.
+
+        Args:
+            compute: Device and precision.
+            without_base: What to type to do without the base model of a run.
 
         Raises:
             ModelError: It can't be reached, or the base model of a run has changed since training.
@@ -136,7 +153,7 @@ class EvalTarget:
                 Problem(
                     f"{self.reference.name} is not the model that the run was trained on: its weights have changed",
                     f"{weights}, and {self.expected_fingerprint} in run.json",
-                    "--no-base" if self.run is None else "restore the original weights, e.g. with model.revision",
+                    without_base if self.run is None else "restore the original weights, e.g. with model.revision",
                 )
             )
         settings, adapter = None, None
@@ -154,7 +171,9 @@ class EvalTarget:
         }
 
 
-def resolve_target(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTarget:
+def resolve_target(
+    name: str, role: Role, overrides: Sequence[Layer], used: tuple[str, ...] = USED_OPTIONS
+) -> EvalTarget:
     """Resolve a name on the command line: a run's folder or name, or a model.
 
     Args:
@@ -162,6 +181,7 @@ def resolve_target(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTar
         role: run or baseline; a model that is not a run becomes "model" instead of "run".
         overrides: Layers of the command line. A run is evaluated as it was trained, so only options of its evaluation
             can be set.
+        used: Beginnings of the keys that the command uses.
 
     Raises:
         InputError: There is no such run or model, or the run has no model.
@@ -171,16 +191,16 @@ def resolve_target(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTar
         folder = find_run(name)
         if folder is None and (sweep := find_sweep(name)) is not None:
             hint = f"ls {shlex.quote(f'{sweep}/{CELLS}')}    lists its runs"
-            raise InputError(Problem("this is a sweep; neft eval takes a run or a model", name, hint))
+            raise InputError(Problem("this is a sweep, not a run or a model", name, hint))
         if folder is None:
-            return _resolve_model_target(name, role, overrides)
+            return _resolve_model_target(name, role, overrides, used)
     except (OSError, ValueError, RuntimeError):  # a name that no file system has
         raise _unknown(name) from None
     run = RunDirectory.open(folder)
     recipe = load_recipe(str(folder / RECIPE), overrides)
-    _require_used(overrides)
+    _require_used(overrides, used)
     fixed = [
-        Problem(f"{setting.origin}: a run is evaluated as it was trained", setting.typed, "leave it out")
+        Problem(f"{setting.origin}: a run is used as it was trained", setting.typed, "leave it out")
         for layer in overrides
         for path, setting in layer.items()
         if not path.startswith(("evaluation.", "data.", "model.trust_remote_code"))
@@ -194,6 +214,25 @@ def resolve_target(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTar
         reference = _base_reference(recipe, folder)
         expected_fingerprint = run.record().get("model_fingerprint")
     return EvalTarget(role, folder.name, recipe, reference, folder, run, run.model, expected_fingerprint)
+
+
+def apply_typed_trust(target: EvalTarget, overrides: Sequence[Layer]) -> EvalTarget:
+    """Return the target with permission to run the model's own code, if the command line gives it.
+
+    Somebody else may have written the recipe of a run, so its permission does not count.
+
+    Raises:
+        ModelError: The model may run code, and comes from the hub without a commit.
+    """
+    from neftcli.models.loading import require_pinned_code
+
+    trusted = False
+    for layer in overrides:
+        if TRUST in layer:
+            trusted = layer[TRUST].value is True
+    require_pinned_code(target.reference, trusted)
+    model = replace(target.recipe.model, trust_remote_code=trusted)
+    return replace(target, recipe=replace(target.recipe, model=model))
 
 
 def _base_reference(recipe: Recipe, run: Path) -> ModelReference:
@@ -213,13 +252,13 @@ def _base_reference(recipe: Recipe, run: Path) -> ModelReference:
         raise ModelError(Problem(message, relative_paths.describe_search(name), hint)) from None
 
 
-def _require_used(overrides: Sequence[Layer]) -> None:
-    """Reject options that evaluation does not use."""
+def _require_used(overrides: Sequence[Layer], used: tuple[str, ...]) -> None:
+    """Reject options that the command does not use."""
     problems = [
-        Problem(f"{setting.origin}: neft eval does not use this option", setting.typed, OPTIONS_HINT)
+        Problem(f"{setting.origin}: this command does not use this option", setting.typed, OPTIONS_HINT)
         for layer in overrides
         for path, setting in layer.items()
-        if not path.startswith(USED_OPTIONS)
+        if not path.startswith(used)
     ]
     if problems:
         raise RecipeError(*problems)
@@ -236,12 +275,12 @@ def base_model_target(target: EvalTarget) -> EvalTarget | None:
     return EvalTarget("base", reference.label(), recipe, reference, home, None, target.run.model, expected_fingerprint)
 
 
-def _resolve_model_target(name: str, role: Role, overrides: Sequence[Layer]) -> EvalTarget:
+def _resolve_model_target(name: str, role: Role, overrides: Sequence[Layer], used: tuple[str, ...]) -> EvalTarget:
     """Resolve a name to a model that is not a run."""
     try:
-        named: Layer = {"model.name": Setting(name, "neft eval", name)}
+        named: Layer = {"model.name": Setting(name, "RUN|MODEL", name)}
         recipe = resolve_recipe([named, *overrides])
-        _require_used(overrides)
+        _require_used(overrides, used)
         reference = resolve_model(name, recipe.model.revision)
     except ModelError:
         if not exists(Path(name)) or (Path(name) / "model").is_dir():
@@ -272,7 +311,7 @@ def _unknown(name: str) -> InputError:
         )
     near = "".join(nearest) or closest_path(Path(name))
     runs = list_runs()
-    hint = f"neft eval RUN    in runs/: {runs}; `neft models` lists model names" if runs else RUN_HINT
+    hint = f"in runs/: {runs}; `neft models` lists model names" if runs else RUN_HINT
     return InputError(Problem("no such run or model", name, hint, near))
 
 

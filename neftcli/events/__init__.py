@@ -34,6 +34,15 @@ from neftcli.events.evaluation import (
     Significance,
     VerdictId,
 )
+from neftcli.events.inference import (
+    AnswerFinished,
+    AnswerStarted,
+    AnswersWritten,
+    AnswerText,
+    ChatModel,
+    ChatStarted,
+    StopReason,
+)
 from neftcli.events.phases import Phase, PhaseId, PhaseProgress
 from neftcli.events.runs import (
     OptionDifference,
@@ -79,6 +88,10 @@ from neftcli.events.training import (
 __all__ = [
     "REGISTRY",
     "SCHEMA_VERSION",
+    "AnswerFinished",
+    "AnswerStarted",
+    "AnswerText",
+    "AnswersWritten",
     "ArmResult",
     "CacheCleared",
     "CellEstimate",
@@ -86,6 +99,8 @@ __all__ = [
     "CellStarted",
     "CellState",
     "CellStatus",
+    "ChatModel",
+    "ChatStarted",
     "CheckId",
     "CheckLevel",
     "Checked",
@@ -134,6 +149,7 @@ __all__ = [
     "Span",
     "SplitCounts",
     "StepLogged",
+    "StopReason",
     "StoredVerdict",
     "SweepEstimate",
     "SweepReport",
@@ -210,6 +226,11 @@ Event = (
     | Checked
     | Diagnosis
     | CacheCleared
+    | ChatStarted
+    | AnswerStarted
+    | AnswerText
+    | AnswerFinished
+    | AnswersWritten
     | CommandFailed
 )
 

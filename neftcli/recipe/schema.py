@@ -32,8 +32,8 @@ class Option:
         unset: The value that applies if the option has none, in words.
         switch: The value that a flag without an argument sets (`--lora` sets `adapter.type` to "lora").
         flag_help: Help of a flag that differs from the option's own.
-        implies: Settings that a switch adds, as (dotted key, value).
-        command: The only command that has the flag; empty if each command that takes a recipe has it.
+        implies: Settings that the flag adds, as (dotted key, value).
+        commands: The only commands that have the flag; empty if each command that takes a recipe has it.
     """
 
     help: str
@@ -42,8 +42,8 @@ class Option:
     unset: str = ""
     switch: str | bool | None = None
     flag_help: str = ""
-    implies: tuple[tuple[str, str], ...] = ()
-    command: str = ""
+    implies: tuple[tuple[str, str | bool], ...] = ()
+    commands: tuple[str, ...] = ()
 
 
 NonNegative = Annotated[float, Ge(0), Lt(float("inf"))]
@@ -51,6 +51,9 @@ Positive = Annotated[float, Gt(0), Lt(float("inf"))]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Gt(0)]
 Name = Annotated[str, MinLen(1)]
+ANSWERING = ("chat", "answer")
+"""Commands whose only work is to generate answers; they have flags for the settings of generation."""
+SAMPLE = ("evaluation.generation.do_sample", True)
 if TYPE_CHECKING:
     SweepMetric: TypeAlias = str
     RowFormatId: TypeAlias = str
@@ -415,12 +418,35 @@ class Checkpoints:
 class Generation:
     """Generation of answers."""
 
-    max_new_tokens: Annotated[Count, Option("Maximum length of an answer in tokens")] = 256
-    repetition_penalty: Annotated[Positive, Option("Repetition penalty; 1 is none, the authors used 1.2")] = 1.2
-    do_sample: Annotated[bool, Option("Sample instead of greedy decoding")] = False
-    temperature: Annotated[Positive, Option("Temperature of sampling")] = 1.0
+    max_new_tokens: Annotated[
+        Count, Option("Maximum length of an answer in tokens", "--max-new-tokens", commands=ANSWERING)
+    ] = 256
+    repetition_penalty: Annotated[
+        Positive,
+        Option("Repetition penalty; 1 is none, the authors used 1.2", "--repetition-penalty", commands=ANSWERING),
+    ] = 1.2
+    do_sample: Annotated[
+        bool, Option("Sample instead of greedy decoding", "--sample", switch=True, commands=ANSWERING)
+    ] = False
+    temperature: Annotated[
+        Positive,
+        Option(
+            "Temperature of sampling",
+            "--temperature",
+            flag_help="Sample with this temperature",
+            implies=(SAMPLE,),
+            commands=ANSWERING,
+        ),
+    ] = 1.0
     top_p: Annotated[
-        Annotated[float, Gt(0), Le(1)], Option("Share of probability to sample from (top-p, nucleus sampling)")
+        Annotated[float, Gt(0), Le(1)],
+        Option(
+            "Share of probability to sample from (top-p, nucleus sampling)",
+            "--top-p",
+            flag_help="Sample from this share of probability (top-p, nucleus sampling)",
+            implies=(SAMPLE,),
+            commands=ANSWERING,
+        ),
     ] = 1.0
     batch_size: Annotated[Count, Option("Prompts per batch", details="On OOM the batch size is halved.")] = 32
 
@@ -431,15 +457,17 @@ class Judge:
 
     base_url: Annotated[
         Name | None,
-        Option("URL of the judge's server, e.g. http://127.0.0.1:8000/v1", "--judge", unset="no judge", command="eval"),
+        Option(
+            "URL of the judge's server, e.g. http://127.0.0.1:8000/v1", "--judge", unset="no judge", commands=("eval",)
+        ),
     ] = None
     model: Annotated[
         Name | None,
-        Option("Name of the judge's model on the server", "--judge-model", command="eval"),
+        Option("Name of the judge's model on the server", "--judge-model", commands=("eval",)),
     ] = None
     prompt: Annotated[
         Name | None,
-        Option("Text file with the judge's prompt", "--judge-prompt", unset="the built-in prompt", command="eval"),
+        Option("Text file with the judge's prompt", "--judge-prompt", unset="the built-in prompt", commands=("eval",)),
     ] = None
     max_tokens: Annotated[
         Count, Option("Maximum length of a reply in tokens", details="Raise it if your prompt asks for reasons first.")
@@ -456,7 +484,9 @@ class TaskSettings:
 
     apply_chat_template: Annotated[
         bool,
-        Option("Apply the model's chat template to the prompts", "--apply-chat-template", switch=True, command="eval"),
+        Option(
+            "Apply the model's chat template to the prompts", "--apply-chat-template", switch=True, commands=("eval",)
+        ),
     ] = False
     num_fewshot: Annotated[
         Annotated[int, Ge(0)] | None,
@@ -464,7 +494,7 @@ class TaskSettings:
             "Examples in front of each question",
             "--num-fewshot",
             unset="the number that each task sets",
-            command="eval",
+            commands=("eval",),
         ),
     ] = None
     limit: Annotated[
@@ -473,7 +503,7 @@ class TaskSettings:
             "Number of documents per task, or a share below 1; the first ones",
             "--limit",
             unset="all documents",
-            command="eval",
+            commands=("eval",),
         ),
     ] = None
     system_instruction: Annotated[
@@ -507,7 +537,7 @@ class Evaluation:
     judge: Annotated[Judge, Option("Model that compares answers")] = field(default_factory=Judge)
     tasks: Annotated[
         tuple[Name, ...],
-        Option("Tasks of lm-evaluation-harness: names or YAML files", "--tasks", command="eval"),
+        Option("Tasks of lm-evaluation-harness: names or YAML files", "--tasks", commands=("eval",)),
     ] = ()
     task_settings: Annotated[TaskSettings, Option("Settings of the tasks")] = field(default_factory=TaskSettings)
 
@@ -522,7 +552,7 @@ class Sweep:
             "NEFTune alphas to compare",
             "--alphas",
             "0, the baseline, is always included.",
-            command="sweep-alpha",
+            commands=("sweep-alpha",),
         ),
     ] = (0.0, 5.0, 10.0, 15.0)
     seeds: Annotated[
@@ -531,7 +561,7 @@ class Sweep:
             "Number of training seeds per arm",
             "--seeds",
             "training.seed and the integers that follow it.",
-            command="sweep-alpha",
+            commands=("sweep-alpha",),
         ),
     ] = 3
     grid: Annotated[
@@ -544,7 +574,7 @@ class Sweep:
             "Metrics to compare; the first one chooses the best alpha",
             "--metric",
             "All are tested, with one correction for multiple comparisons.",
-            command="sweep-alpha",
+            commands=("sweep-alpha",),
         ),
     ] = ("held_out_loss",)
     answers: Annotated[
@@ -557,7 +587,7 @@ class Sweep:
             "--delta",
             "A number in the metric's unit, or a share of the baseline's gain over the base model. auto: 1% for "
             "held-out loss, 0.05 for a win rate.",
-            command="sweep-alpha",
+            commands=("sweep-alpha",),
         ),
     ] = "auto"
     early_stopping: Annotated[
@@ -566,7 +596,7 @@ class Sweep:
             "Stop early for success or futility, and drop arms",
             "--early-stopping",
             "From the third seed. auto: with 6 seeds or more.",
-            command="sweep-alpha",
+            commands=("sweep-alpha",),
         ),
     ] = "auto"
     retries: Annotated[Annotated[int, Ge(0)], Option("Restarts of a cell whose worker died")] = 2

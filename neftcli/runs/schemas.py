@@ -48,6 +48,7 @@ class Record(TypedDict):
     data_sha256: NotRequired[str | None]
     tokens_sha256: NotRequired[str | None]
     model_fingerprint: NotRequired[str | None]
+    row_format: NotRequired[str]
     results: NotRequired[TrainingResults]
 
 

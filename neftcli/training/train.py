@@ -242,6 +242,7 @@ class _Run:
             self.directory.write_text(RECIPE, to_yaml(self.written))  # with the changes that were accepted
         self.record.update(
             **hashes,
+            row_format=assets.prepared.counts.format,
             trust_remote_code=recipe.model.trust_remote_code,
             device=compute.hardware.describe(),
             precision=compute.precision(),

@@ -37,7 +37,9 @@ def typed_commands(text: str) -> Iterator[list[str]]:
     """Yield the words after `neft` of every command that a page shows."""
     text = text.replace("\\\n", " ")
     for match in re.finditer(
-        r"(?:^|`|\s\s|&& )neft ((?:train|eval|sweep-alpha|recipes|models|data|runs|doctor)\b[^`\n]*)", text, re.M
+        r"(?:^|`|\s\s|&& )neft ((?:train|eval|sweep-alpha|chat|answer|recipes|models|data|runs|doctor)\b[^`\n]*)",
+        text,
+        re.M,
     ):
         line = re.split(r"\s#|\s{3,}|\s[|&>]", match[1].rstrip("\"'"))[0]
         try:

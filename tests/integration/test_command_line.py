@@ -29,6 +29,8 @@ NEEDLESS = HEAVY | {"pydantic", "rich.console", "ruamel.yaml"}
 QUICK_COMMANDS = {
     "--help": 0,
     "eval no-such-run": 2,
+    "chat no-such-run": 2,
+    "answer no-such-run --dataset bad.jsonl --out out.jsonl": 2,
     "sweep-alpha --alphas -1": 2,
     "eval smollm2-135m --dataset bad.jsonl": 2,
     "eval smollm2-135m --judge http://127.0.0.1:1": 2,
@@ -42,7 +44,7 @@ QUICK_COMMANDS = {
     "train --model no-such-alias": 2,
     "train --dataset bad.jsonl": 2,
 }
-HELP = ["--help", "-h", "train --help", "eval -h", "recipes --help", "runs --help", "doctor -h"]
+HELP = ["--help", "-h", "train --help", "eval -h", "chat -h", "answer -h", "recipes --help", "runs --help", "doctor -h"]
 
 
 def loaded_by(commands: Iterable[str], folder: Path) -> list[tuple[str, int, set[str]]]:

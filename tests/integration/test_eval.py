@@ -622,7 +622,7 @@ def test_eval_misspelt_run(neft: Neft, runs: Path) -> None:
         "no such run or model\n"
         "  got      tiny-a5-s1\n"
         "  did you mean tiny-a5-s0?\n"
-        f"  hint     neft eval RUN    in runs/: {list_runs()}; `neft models` lists model names\n"
+        f"  hint     in runs/: {list_runs()}; `neft models` lists model names\n"
         "1 error; nothing was started.\n"
     )
 
@@ -691,9 +691,9 @@ def test_eval_notice_of_a_prompt_that_fills_the_length(neft: Neft, runs: Path) -
     [
         (["--export", "csv"], "--export writes one format"),
         (["--no-answers", "--show", "3"], "--show needs answers"),
-        (["--set", "training.seed=3"], "--set training.seed: neft eval does not use this option"),
-        (["--set", "evaluation.samples=3"], "--set evaluation.samples: neft eval does not use this option"),
-        (["--chat-template", "chatml"], "--chat-template: a run is evaluated as it was trained"),
+        (["--set", "training.seed=3"], "--set training.seed: this command does not use this option"),
+        (["--set", "evaluation.samples=3"], "--set evaluation.samples: this command does not use this option"),
+        (["--chat-template", "chatml"], "--chat-template: a run is used as it was trained"),
         (["--judge", "http://[::1/v1", "--judge-model", "m"], "must be an http:// or https:// URL"),
         (["--judge", "https://h/v1?api-key=secret", "--judge-model", "m"], "must not contain a user, password or key"),
         (["--set", "data.max_length=64"], "data.max_length needs --dataset"),

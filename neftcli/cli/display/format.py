@@ -14,7 +14,7 @@ from functools import singledispatch
 from typing import Literal
 
 from neftcli import events
-from neftcli.cli.display.text import spell_out
+from neftcli.cli.display.text import one_line, spell_out
 from neftcli.evaluation import number_format
 from neftcli.events import CellStatus, PhaseId, VerdictId
 from neftcli.events.data import BUILTIN, describe_source
@@ -175,6 +175,67 @@ def _(event: events.SweepStarted) -> list[Line]:
 @lines.register
 def _(event: events.PageWritten) -> list[Line]:
     return [Line("page", f"{count_noun(event.rows, 'row')} in {event.path}", "strong")]
+
+
+@lines.register
+def _(event: events.ChatStarted) -> list[Line]:
+    result = [Line("chat", " against ".join(map(chat_model_name, event.models)), "strong")]
+    forms = [_chat_form(model) for model in event.models]
+    for model, form in zip(event.models, forms, strict=True):
+        name = "" if len(set(forms)) == 1 else f"{model.model.name}: "
+        result += [Line("chat", f"{name}{text}", "dim") for text in form]
+        if not name:
+            break
+    result.append(
+        Line("chat", f"{_decoding(event)}, at most {event.max_new_tokens} tokens per answer, no noise", "dim")
+    )
+    return [*result, Line("chat", "/help lists the commands; Ctrl-D leaves", "dim")]
+
+
+@lines.register
+def _(event: events.AnswersWritten) -> list[Line]:
+    earlier = f", {event.earlier} of them by an earlier command" if event.earlier else ""
+    text = f"{count_noun(event.rows, 'answer')} by {event.model.name} in {event.path}{earlier}"
+    result = [Line("finished", text, "strong")]
+    if event.truncated:
+        share = f"{count_noun(event.truncated, 'answer')} ended at max_new_tokens"
+        result.append(_notice(f"{share}; --max-new-tokens N allows longer ones (in a new file)"))
+    return result
+
+
+def chat_model_name(model: events.ChatModel) -> str:
+    """Return the name of a model in a chat, with the alpha of a run."""
+    if model.model.role == "base":
+        return f"base ({model.model.name})"
+    alpha = "" if model.model.alpha is None else f" · alpha {model.model.alpha:g}"
+    return f"{model.model.name}{alpha}"
+
+
+def answer_remark(event: events.AnswerFinished, *, compared: bool) -> str:
+    """Return what to say below an answer: how it ended, and with two models its length."""
+    length = count_noun(event.tokens, "token")
+    if event.stop == events.StopReason.INTERRUPTED:
+        return f"stopped after {length}"
+    if event.stop == events.StopReason.MAX_NEW_TOKENS:
+        return f"ended at {length}: --max-new-tokens {2 * event.tokens} allows more"
+    return length if compared else ""
+
+
+def _chat_form(model: events.ChatModel) -> tuple[str, ...]:
+    if model.plain_text:
+        return ("plain text: it continues what you type, each time anew",)
+    template = describe_template(model.template)
+    if model.template == events.ChatModel.SAVED:
+        template = "the run's chat template"
+    return (template, f"system turn: {one_line(model.system)}") if model.system else (template,)
+
+
+def _decoding(event: events.ChatStarted) -> str:
+    penalty = "" if event.repetition_penalty == 1 else f", repetition penalty {event.repetition_penalty:g}"
+    if not event.do_sample:
+        return f"greedy{penalty}"
+    top_p = "" if event.top_p == 1 else f", top-p {event.top_p:g}"
+    return f"sampled with temperature {event.temperature:g}{top_p}, seed {event.seed}{penalty}"
 
 
 def phase_text(event: events.Phase | events.PhaseProgress) -> str:

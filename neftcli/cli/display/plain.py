@@ -13,7 +13,7 @@ from neftcli.evaluation import number_format
 
 WITH_QUIET = (
     *(events.RunFinished, events.EvaluationReport, events.SweepReport, events.SweepEstimate),
-    *(events.TrainingPlan, events.InspectedRow, events.PageWritten),
+    *(events.TrainingPlan, events.InspectedRow, events.PageWritten, events.AnswersWritten),
     *(events.Checked, events.Diagnosis, events.CacheCleared),
 )
 """Events that `--quiet` prints."""

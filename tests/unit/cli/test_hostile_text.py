@@ -18,13 +18,26 @@ from rich.console import Console
 
 from neftcli import events
 from neftcli.cli.display import screens, text
+from neftcli.cli.display.chat import ChatScreen, PlainAnswers
 from neftcli.cli.display.json_lines import JsonLines
 from neftcli.cli.display.plain import PlainLines
 from neftcli.cli.display.screens import print_problems
 from neftcli.errors import Problem
-from tests.unit.cli.sample_events import REPORT, RUN, SWEEP
+from tests.unit.cli.sample_events import MODELS, REPORT, RUN, SWEEP
 from tests.unit.cli.terminal import ACTS, HOSTILE, control_characters, on_terminal
 
+CHAT = events.ChatStarted(
+    (
+        events.ChatModel(MODELS[0], "own", False, "Be brief.", 2048),
+        events.ChatModel(MODELS[2], "own", False, "Be brief.", 2048),
+    ),
+    8,
+    1.2,
+    True,
+    0.7,
+    0.9,
+    0,
+)
 MARKUP = ("[red]x[/red]", "[link=http://127.0.0.1]", "[/nope]", ":smile:")
 WORDS = (
     "role",
@@ -70,6 +83,8 @@ EVENTS: list[events.Event] = [
         ("a note",),
     ),
     events.PageWritten("page.html", 3),
+    CHAT,
+    events.AnswersWritten(CHAT.models[0].model, "answers.jsonl", 3, 1, 1, 40, 2.0),
     events.RecipeResolved("name: x"),
     events.TrainingPlan(
         events.ModelSource("hub", "owner/m", "main"),
@@ -122,6 +137,38 @@ def test_live_is_sanitized_and_reads_no_markup() -> None:
     shown = "".join(on_terminal(hostile(event)) for event in EVENTS)
     assert control_characters(shown) == set()
     assert MARKUP[-1] in shown
+
+
+@pytest.mark.parametrize("width", [80, 140])
+@pytest.mark.parametrize("models", [1, 2])
+def test_chat_screen_is_sanitized_and_reads_no_markup(models: int, width: int) -> None:
+    """Of every part of an answer, even if a part is a single character of an escape sequence."""
+    stream = io.StringIO()
+    options: dict[str, Any] = {"width": width, "force_terminal": True, "color_system": None, "highlight": False}
+    screen = ChatScreen(Console(file=stream, markup=False, emoji=False, **options))
+    for event in _chat_events(models):
+        screen.notify(hostile(event) if isinstance(event, events.ChatStarted) else event)
+    assert control_characters(stream.getvalue()) == set()
+    assert models == 2 or MARKUP[-1] in stream.getvalue()
+
+
+def test_plain_answers_are_sanitized() -> None:
+    stream, notices = io.StringIO(), io.StringIO()
+    display = PlainAnswers(stream, notices)
+    for event in (*_chat_events(2), hostile(events.Notice("x"))):
+        display.notify(hostile(event) if isinstance(event, events.ChatStarted) else event)
+    assert control_characters(stream.getvalue() + notices.getvalue()) == set()
+
+
+def _chat_events(models: int) -> list[events.Event]:
+    started = dataclasses.replace(CHAT, models=CHAT.models[:models])
+    result: list[events.Event] = [started]
+    for index in range(models):
+        result.append(events.AnswerStarted(index, HOSTILE, HOSTILE))
+        result += [events.AnswerText(index, letter, place % 2 == 0) for place, letter in enumerate(HOSTILE + "\t")]
+        stop = events.StopReason.MAX_NEW_TOKENS
+        result.append(events.AnswerFinished(index, HOSTILE, HOSTILE, HOSTILE, stop, 8, 8, 0, 1.0))
+    return result
 
 
 @pytest.mark.parametrize("width", [80, 140])

@@ -69,6 +69,23 @@ def test_set_by_recipes_names_the_options_that_recipes_set() -> None:
     assert set(SET_BY_RECIPES) == differing
 
 
+def test_flags_of_sampling_imply_sampling() -> None:
+    """Only those commands that do nothing but answer have them."""
+    taken: list[list[Layer]] = []
+    app = typer.Typer()
+
+    @app.command()
+    @with_overrides("chat", ())
+    def command(layers: list[Layer]) -> None:
+        taken.append(layers)
+
+    for typed in (["--temperature", "0.7"], ["--top-p", "0.9"], ["--sample"], ["--max-new-tokens", "9"]):
+        assert CliRunner().invoke(app, typed).exit_code == 0
+    sampled = [recipe_of(layers, None).evaluation.generation.do_sample for layers in taken]
+    assert sampled == [True, True, True, False]
+    assert "--temperature" not in help_of("train") + help_of("eval")
+
+
 def help_of(*command: str) -> str:
     """The help page of a command."""
     return CliRunner().invoke(app, [*command, "--help"], prog_name="neft", terminal_width=110).output
@@ -88,7 +105,10 @@ def test_help_shows_defaults_and_choices() -> None:
     )
 
 
-@pytest.mark.parametrize("command", [("train",), ("eval",), ("sweep-alpha",), ("data", "inspect"), ("recipes", "show")])
+@pytest.mark.parametrize(
+    "command",
+    [("train",), ("eval",), ("sweep-alpha",), ("chat",), ("answer",), ("data", "inspect"), ("recipes", "show")],
+)
 def test_help_has_one_style(command: tuple[str, ...]) -> None:
     """No types in angle brackets and no ranges; every option has help; examples are at the end."""
     page = help_of(*command)

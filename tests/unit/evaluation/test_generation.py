@@ -15,7 +15,8 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from neftcli.data.chat import ChatFormat
-from neftcli.evaluation.generation import Answer, generate_answers, iter_answers
+from neftcli.errors import NeftuneError
+from neftcli.evaluation.generation import Answer, AnswerStopped, generate_answers, iter_answers, stream_answer
 from neftcli.neftune import neftune
 from neftcli.recipe.schema import Generation
 from tests.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
@@ -322,3 +323,72 @@ def test_generate_answers_autocast() -> None:
 def test_generate_answers_no_prompts() -> None:
     """The model is not called."""
     assert texts(tiny_model("llama"), tiny_tokenizer(), [], GREEDY) == []
+
+
+# One token at a time
+
+
+@pytest.mark.parametrize("generation", [PENALISED, replace(PENALISED, do_sample=True, temperature=2.0, top_p=0.9)])
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_stream_answer_equals_generate_answers(family: Family, generation: Generation) -> None:
+    """And its tokens are those of transformers' `generate`, without the stop token."""
+    model, tokenizer = model_of(family), tiny_tokenizer()
+    for prompt in PROMPTS:
+        tokens: list[int] = []
+        [ids] = ids_of(tokenizer, [prompt])
+        answer = stream_answer(model, chat_of(tokenizer), ids, generation, tokens.append, seed=7)
+        assert [answer] == answers_to(model, tokenizer, [prompt], generation, seed=7)
+        assert tokenizer.decode(tokens, skip_special_tokens=True).strip() == answer.text
+        assert len(tokens) == answer.tokens
+        if not generation.do_sample:
+            assert tokens == continuation(model, tokenizer, prompt, generation)
+
+
+def test_stream_answer_equals_transformers() -> None:
+    model, tokenizer = model_of("llama").eval(), tiny_tokenizer()
+    [ids] = ids_of(tokenizer, [PROMPTS[1]])
+    tokens: list[int] = []
+    answer = stream_answer(model, chat_of(tokenizer), ids, GREEDY, tokens.append)
+    generated = model.generate(torch.tensor([ids]), max_new_tokens=LENGTH, do_sample=False, pad_token_id=0)
+    assert tokens == [token for token in generated[0, len(ids) :].tolist() if token != tokenizer.eos_token_id]
+    assert answer.text == tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def test_stream_answer_does_not_pass_the_stop_token_on() -> None:
+    model = model_of("llama")
+    expected = continuation(model, tiny_tokenizer(), PROMPTS[1], PENALISED)
+    stop = next(token for place, token in enumerate(expected) if place > 2 and token not in expected[:place])
+    tokenizer, tokens = stopping_at(stop, pads=True), list[int]()
+    [ids] = ids_of(tokenizer, [PROMPTS[1]])
+    answer = stream_answer(model, chat_of(tokenizer), ids, PENALISED, tokens.append)
+    assert tokens == expected[: expected.index(stop)]
+    assert (answer.tokens, answer.truncated) == (len(tokens), False)
+
+
+def test_stream_answer_stops_and_keeps_what_was_generated() -> None:
+    model, tokenizer, tokens = model_of("opt").train(), tiny_tokenizer(), list[int]()
+    [ids] = ids_of(tokenizer, [PROMPTS[1]])
+    expected = continuation(model_of("opt"), tokenizer, PROMPTS[1], GREEDY)
+
+    def receive(token: int) -> None:
+        tokens.append(token)
+        if len(tokens) == 3:
+            raise AnswerStopped
+
+    before = torch.get_rng_state()
+    answer = stream_answer(model, chat_of(tokenizer), ids, GREEDY, receive)
+    assert tokens == expected[:3]
+    assert answer == Answer(tokenizer.decode(tokens, skip_special_tokens=True).strip(), 3, truncated=False)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_stream_answer_rejects_noise() -> None:
+    """Noise of a hook that ignores the mode of the model."""
+    model, tokenizer = model_of("llama"), tiny_tokenizer()
+    [ids] = ids_of(tokenizer, [PROMPTS[0]])
+    with (
+        model.get_input_embeddings().register_forward_hook(lambda module, arguments, output: output + 1),
+        pytest.raises(NeftuneError, match="without noise"),
+    ):
+        stream_answer(model, chat_of(tokenizer), ids, GREEDY, lambda token: None)

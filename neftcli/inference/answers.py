@@ -1,0 +1,435 @@
+"""`neft answer`: the answers to all rows of a data set, in a file.
+
+Answers are generated in the batches of an evaluation, the longest prompts first, and appended to `OUT.partial` as they
+come. When all are there, OUT is written in the order of the rows. `OUT.settings.json` holds everything that the answers
+depend on, so that a stopped command resumes, and answers of different models or settings never share a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
+
+from neftcli.data.mixture import EvalExamples, read_eval_examples
+from neftcli.data.sources import is_hub_id
+from neftcli.data.tokens import split_prompt_and_reference, tokenize_prompt
+from neftcli.errors import OUT_OF_MEMORY, InputError, NeftError, Preempted, Problem, first_line
+from neftcli.evaluation.cache import IndexedLine, append_lines, read_complete_lines
+from neftcli.evaluation.held_out import eval_data
+from neftcli.events import (
+    AnswersWritten,
+    EvaluationDataReady,
+    Notice,
+    Observer,
+    Phase,
+    PhaseId,
+    RowsSource,
+    StopReason,
+)
+from neftcli.inference.setup import MODEL_OPTIONS, check_targets, resolve_answering_target
+from neftcli.rows.example import Example, Turn
+from neftcli.runs.directory import format_json_line
+from neftcli.runs.schemas import Count, parse_json
+from neftcli.system.files import atomic_write, read_json_object, remove, require_no_link
+from neftcli.system.hub import UNREACHABLE, go_offline_if_unreachable
+from neftcli.system.libraries import capture_library_output, prepare_libraries
+from neftcli.system.locks import acquire_lock
+from neftcli.system.paths import expand_home
+from neftcli.wording import count_noun
+
+if TYPE_CHECKING:
+    from neftcli.data.chat import ChatFormat
+    from neftcli.evaluation.generation import Answer
+    from neftcli.evaluation.targets import EvalTarget
+    from neftcli.recipe.yaml_file import Layer
+    from neftcli.system.device import ComputeConfig
+
+ROW_OPTIONS = (*MODEL_OPTIONS, "data.config", "data.columns", "data.sample_by", "data.streaming")
+"""Recipe options that `neft answer` uses."""
+PARTIAL, SETTINGS, LOCK = ".partial", ".settings.json", ".lock"
+"""Endings of the files next to the answers."""
+MAX_CHANGES = 5
+MAX_SHOWN = 40
+"""Maximum characters of a setting in a message."""
+
+
+class AnswerLine(TypedDict):
+    """A line of the file of answers, as far as it is read again."""
+
+    index: Count
+    completion: str
+    stop: str
+    tokens: Count
+
+
+@dataclass(frozen=True)
+class AnswerRequest:
+    """Arguments of `neft answer`.
+
+    Attributes:
+        target: A run or a model.
+        dataset: Source of the rows.
+        out: File of the answers.
+        split: Split of the source; None for its default.
+        max_rows: Answer the first N rows; None for all.
+        overrides: Recipe options from the command line.
+        seed: Seed of sampling; None for the run's.
+    """
+
+    target: str
+    dataset: str
+    out: Path
+    split: str | None = None
+    max_rows: int | None = None
+    overrides: tuple[Layer, ...] = ()
+    seed: int | None = None
+
+
+def answer_rows(request: AnswerRequest, observer: Observer) -> AnswersWritten:
+    """Answer every row of a data set, and write the answers to a file; a stopped command resumes.
+
+    Raises:
+        InputError: The model, the rows or the file can't be used; nothing was started.
+        Preempted: KeyboardInterrupt; answers so far are kept.
+    """
+    started = time.perf_counter()
+    prepare_libraries()
+    files = AnswerFiles(expand_home(str(request.out)), request.dataset)
+    target = resolve_answering_target(request.target, request.overrides, ROW_OPTIONS)
+    check_targets([target], observer)
+    typed = [path for layer in request.overrides for path in layer if path.startswith("data.")]
+    rows = _read_rows(request, target, typed, observer)
+    observer.notify(Phase(PhaseId.LOADING_LIBRARIES))
+    with files.lock(), _explain_errors(files), capture_library_output(Path(os.devnull)):
+        written = _answer(request, target, rows, files, observer, started)
+    observer.notify(written)
+    return written
+
+
+class AnswerFiles:
+    """The file of answers and the files next to it.
+
+    Args:
+        out: The file of answers.
+        dataset: Source of the rows, which it must not be.
+
+    Raises:
+        InputError: The file is a folder or a link, or its folder doesn't exist.
+    """
+
+    def __init__(self, out: Path, dataset: str) -> None:
+        self.out = out
+        self.partial = out.with_name(out.name + PARTIAL)
+        self.settings = out.with_name(out.name + SETTINGS)
+        self._lock = out.with_name(out.name + LOCK)
+        if out.is_dir():
+            raise InputError(Problem("--out must be a file", f"{out}, a folder", f"--out {out}/answers.jsonl"))
+        if not out.parent.is_dir():
+            hint = f"mkdir -p {shlex.quote(str(out.parent))}"
+            raise InputError(Problem("--out: the folder does not exist", str(out.parent), hint))
+        if out.exists() and out.resolve() == expand_home(dataset).resolve():
+            raise InputError(Problem("--out would replace the questions", str(out), "--out answers.jsonl"))
+        for file in (out, self.partial, self.settings, self._lock):
+            require_no_link(file)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Lock the files; a killed process releases its lock.
+
+        Raises:
+            InputError: Another process writes to them, or they can't be written.
+        """
+        from filelock import Timeout
+
+        try:
+            lock = acquire_lock(self._lock, other_folder="--out FILE")
+        except Timeout:
+            message = f"{self.out}: another process is writing these answers"
+            raise InputError(Problem(message, hint="wait until it has ended")) from None
+        except OSError as error:
+            raise InputError(Problem(f"{self.out} can't be written", error.strerror or str(error))) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                remove(self._lock)
+            lock.release()
+
+    def begin(self, settings: Mapping[str, Any]) -> dict[int, Answer]:
+        """Prepare the files for answers that depend on these settings; return the answers that are there already.
+
+        Raises:
+            InputError: The file holds other answers, or was not written by `neft answer`.
+        """
+        before = read_json_object(self.settings)
+        if not self.out.exists() and not self.partial.exists():
+            atomic_write(self.settings, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+            return {}
+        hint = f"--out FILE for a new file, or rm {shlex.quote(str(self.out))}*    to start again"
+        if not before:
+            message = f"{self.out}: this file was not written by neft answer"
+            raise InputError(Problem(message, f"{self.settings.name} is missing", hint))
+        if changes := _find_changes(before, settings):
+            message = f"{self.out} holds answers of another model, to other rows or with other settings"
+            raise InputError(Problem(message, "; ".join(changes[:MAX_CHANGES]), hint))
+        total = settings["rows"]["rows"]
+        if not self.out.exists():
+            return self._read_partial(total)
+        answers = self._read_finished()
+        if len(answers) != total:
+            message = f"{self.out} was changed: a line for each row is expected"
+            raise InputError(Problem(message, f"{len(answers)} of {total}", hint))
+        return answers
+
+    def _read_partial(self, total: int) -> dict[int, Answer]:
+        """Return the answers of a stopped command; damaged lines are ignored, and their rows answered again."""
+        from neftcli.evaluation.generation import Answer
+
+        answers: dict[int, Answer] = {}
+        for line in read_complete_lines(self.partial):
+            with suppress(ValueError):
+                index = parse_json(line, IndexedLine)["index"]
+                if index < total:
+                    answers[index] = parse_json(line, Answer)
+        return answers
+
+    def _read_finished(self) -> dict[int, Answer]:
+        from neftcli.evaluation.generation import Answer
+
+        answers: dict[int, Answer] = {}
+        for line in self.out.read_bytes().splitlines():
+            with suppress(ValueError):
+                written = parse_json(line, AnswerLine)
+                truncated = written["stop"] == StopReason.MAX_NEW_TOKENS
+                answers[written["index"]] = Answer(written["completion"], written["tokens"], truncated)
+        return answers
+
+    def append(self, answers: Mapping[int, Answer]) -> None:
+        """Append answers; they are on disk when this returns."""
+        append_lines(self.partial, ({"index": index, **asdict(answer)} for index, answer in answers.items()))
+
+    def finish(self, lines: Iterator[str]) -> None:
+        """Write the file of answers, and remove the partial one."""
+        atomic_write(self.out, "".join(lines))
+        remove(self.partial)
+
+
+def _read_rows(request: AnswerRequest, target: EvalTarget, typed: Sequence[str], observer: Observer) -> EvalExamples:
+    """Read the rows, with or without answers, in their order."""
+    if is_hub_id(request.dataset):
+        reason = go_offline_if_unreachable()
+        if reason:
+            observer.notify(Notice(UNREACHABLE.format(reason)))
+    observer.notify(Phase(PhaseId.READING_DATA))
+    rows = read_eval_examples(eval_data(target.recipe.data, request.dataset, request.split, typed))
+    examples = rows.examples[: request.max_rows] if request.max_rows else rows.examples
+    observer.notify(
+        EvaluationDataReady(
+            source=RowsSource(request.dataset, rows.sources[0].split),
+            format=rows.row_format,
+            rows_read=rows.rows_read,
+            rows=len(examples),
+            with_answer=sum(bool(example.answer() or example.text) for example in examples),
+            trained_on=0,
+            repeated=0,
+            skipped={reason: tuple(locations) for reason, locations in rows.skipped.items()},
+            unread_columns=dict(rows.notes.unread_columns),
+            unread_turn_keys=dict(rows.notes.unread_turn_keys),
+            dropped_turns=dict(rows.notes.shortened),
+            remarks=dict(rows.notes.remarks),
+            sources=rows.sources,
+        )
+    )
+    return EvalExamples(examples, rows.row_format, rows.rows_read, rows.skipped, rows.notes, rows.sources)
+
+
+def _answer(
+    request: AnswerRequest,
+    target: EvalTarget,
+    rows: EvalExamples,
+    files: AnswerFiles,
+    observer: Observer,
+    started: float,
+) -> AnswersWritten:
+    """Generate the answers that are missing, and write the file."""
+    from neftcli.evaluation.measurement import effective_settings, model_identity
+    from neftcli.models.limits import embedding_size, max_prompt_length, require_embeddings
+    from neftcli.models.loading import load_config
+
+    compute = target.compute_config()
+    observer.notify(Phase(PhaseId.LOADING_TOKENIZER, target.name))
+    chat = target.load_chat_format(rows.row_format, observer)
+    config = load_config(target.reference, target.recipe.model.trust_remote_code)
+    generation = target.recipe.evaluation.generation
+    limit = max_prompt_length(config, generation.max_new_tokens)
+    prompts = [tokenize_prompt(chat, example) for example in rows.examples]
+    locations = [example.location for example in rows.examples]
+    require_embeddings(zip(locations, prompts, strict=True), chat.tokenizer, embedding_size(config))
+    seed = target.recipe.training.seed if request.seed is None else request.seed
+    settings = {
+        "model": {"name": target.name, **model_identity(target, chat, compute)},
+        "generation": effective_settings(generation, seed),
+        "rows": {"source": request.dataset, "rows": len(prompts), "sha256": _hash_rows(prompts, rows)},
+    }
+    answers = files.begin(json.loads(json.dumps(settings)))
+    earlier = len(answers)
+    if earlier < len(prompts):
+        too_long = 0 if limit is None else sum(len(prompt) > limit for prompt in prompts)
+        if too_long:
+            lost = count_noun(too_long, "prompt lost its beginning", "prompts lost their beginning")
+            observer.notify(Notice(f"{lost}: the model has room for {limit} tokens"))
+        generator = _Generator(target, chat, compute, limit, seed, observer)
+        for batch in generator.generate(prompts, frozenset(answers)):
+            new = {index: answer for index, answer in batch if index not in answers}
+            files.append(new)
+            answers |= new
+            generator.report(len(answers), new)
+    files.finish(_lines(rows, answers))
+    return AnswersWritten(
+        target.column(),
+        str(files.out),
+        len(prompts),
+        earlier,
+        sum(answer.truncated for answer in answers.values()),
+        sum(answer.tokens for answer in answers.values()),
+        time.perf_counter() - started,
+    )
+
+
+class _Generator:
+    """Loads the model and generates answers, with progress."""
+
+    def __init__(
+        self,
+        target: EvalTarget,
+        chat: ChatFormat,
+        compute: ComputeConfig,
+        limit: int | None,
+        seed: int,
+        observer: Observer,
+    ) -> None:
+        self._target, self._chat, self._compute, self._limit = target, chat, compute, limit
+        self._seed, self._observer = seed, observer
+
+    def generate(self, prompts: Sequence[Sequence[int]], known: frozenset[int]) -> Iterator[list[tuple[int, Answer]]]:
+        """Yield the answers batch by batch, as an evaluation generates them."""
+        from neftcli.evaluation.generation import iter_answers
+        from neftcli.evaluation.measurement import ProgressReporter
+
+        target, observer = self._target, self._observer
+        observer.notify(Phase(PhaseId.LOADING_MODEL, target.name))
+        model = target.load(self._compute)
+        self._progress = ProgressReporter(PhaseId.GENERATING_ANSWERS, target.name, len(known), len(prompts), observer)
+        yield from iter_answers(
+            model,
+            self._chat,
+            prompts,
+            target.recipe.evaluation.generation,
+            self._compute.autocast(),
+            self._limit,
+            known=known,
+            seed=self._seed,
+            observer=observer,
+        )
+
+    def report(self, done: int, new: Mapping[int, Answer]) -> None:
+        """Report progress after a batch."""
+        if new:
+            self._progress.add(done, sum(answer.tokens for answer in new.values()))
+
+
+def _lines(rows: EvalExamples, answers: Mapping[int, Answer]) -> Iterator[str]:
+    """Yield a line for each row, in order."""
+    for index, example in enumerate(rows.examples):
+        answer = answers[index]
+        stop = StopReason.MAX_NEW_TOKENS if answer.truncated else StopReason.STOP_TOKEN
+        written = {"completion": answer.text, "stop": stop, "tokens": answer.tokens}
+        yield format_json_line({"index": index, **_describe_row(example), **written})
+
+
+def _describe_row(example: Example) -> dict[str, Any]:
+    """Return the location, the prompt and the reference answer of a row, with the keys of prompt/completion rows."""
+    prompt, reference = split_prompt_and_reference(example)
+    described: dict[str, Any] = {"location": example.location, "prompt": prompt}
+    if example.turns:
+        asked = example.turns[:-1] if example.answer() else example.turns
+        described["prompt"] = [_describe_turn(turn) for turn in asked]
+    if example.tools:
+        described["tools"] = json.loads(example.tools)
+    if reference:
+        described["reference"] = reference
+    return described
+
+
+def _describe_turn(turn: Turn) -> dict[str, Any]:
+    content = "\n\n".join(filter(None, (turn.content, turn.context)))
+    described: dict[str, Any] = {"role": turn.role, "content": content}
+    if turn.reasoning:
+        described["reasoning_content"] = turn.reasoning
+    if turn.tool_calls:
+        described["tool_calls"] = json.loads(turn.tool_calls)
+    if turn.name:
+        described["name"] = turn.name
+    if turn.tool_call_id:
+        described["tool_call_id"] = turn.tool_call_id
+    return described
+
+
+def _hash_rows(prompts: Sequence[Sequence[int]], rows: EvalExamples) -> str:
+    """Return the SHA-256 of the prompts' tokens and of everything that is written about the rows."""
+    digest = sha256()
+    for prompt, example in zip(prompts, rows.examples, strict=True):
+        digest.update(json.dumps([list(prompt), _describe_row(example)]).encode())
+    return digest.hexdigest()
+
+
+def _find_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return the settings that differ, such as "generation.seed 1, was 0"."""
+    changes = []
+    for section, values in after.items():
+        earlier = before.get(section)
+        earlier = earlier if isinstance(earlier, dict) else {}
+        for name in {**earlier, **values}:
+            if earlier.get(name) != values.get(name):
+                changes.append(f"{section}.{name} {_shorten(values.get(name))}, was {_shorten(earlier.get(name))}")
+    return changes
+
+
+def _shorten(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+@contextmanager
+def _explain_errors(files: AnswerFiles) -> Iterator[None]:
+    """Turn errors that end the command early into messages that say which answers are kept."""
+    kept = f"answers so far are kept in {files.partial}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Preempted(Problem(f"stopped; {kept}", hint="the same command resumes")) from None
+    except NeftError:
+        raise
+    except OSError as error:
+        got = str(error.strerror or error)
+        got += f": {error.filename}" if error.filename else ""
+        hint = "free disk space, or fix the file's permissions, then run the same command again"
+        raise NeftError(Problem(f"a file can't be read or written; {kept}", got, hint)) from error
+    except Exception as error:
+        from neftcli.system.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        message = f"out of memory while loading the model, or with a single row; {kept}"
+        hint = "--max-new-tokens 64, shorter rows, or a machine with more memory"
+        raise NeftError(Problem(message, first_line(error), hint, code=OUT_OF_MEMORY)) from error
