@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from neftcli.cli import answer, chat, data, doctor, eval, models, recipes, runs, sweep, train
+from neftcli.cli import answer, chat, data, doctor, eval, export, merge, models, recipes, runs, sweep, train
 from neftcli.cli.display.text import drop_unread_output, lost_output, replace_unencodable
 from neftcli.cli.help import Command, HelpOption, command_with
 from neftcli.errors import (
@@ -107,6 +107,20 @@ app.command(
         ("neft doctor --clear-cache", "remove converted models and tokenised rows from neft's cache"),
     ),
 )(doctor.doctor)
+app.command(
+    "merge",
+    cls=command_with(
+        ("neft merge quickstart-a5-s0 --out my-model", "write the tuned model with the base model's type"),
+        ("neft merge quickstart-a5-s0 --out my-model --dtype bfloat16", "halve the size of float32 weights"),
+    ),
+)(merge.merge)
+app.command(
+    "export",
+    cls=command_with(
+        ("neft export quickstart-a5-s0 --to gguf --quantize q8_0", "write a file for llama.cpp"),
+        ("neft export quickstart-a5-s0 --to ollama --out my-model", "write a folder for `ollama create`"),
+    ),
+)(export.export)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.command("models", cls=Command)(models.models)

@@ -90,6 +90,20 @@ class EvalTarget:
         """Return whether it is an adapter on the reference's weights."""
         return self.run is not None and self.recipe.adapter.type != "none"
 
+    def with_trust(self, trust_remote_code: bool) -> EvalTarget:
+        """Return the target with permission to run the model's own code, or without.
+
+        Somebody else may have written the recipe of a run, so only the command line gives this permission.
+
+        Raises:
+            ModelError: It may run code, and comes from the hub without a commit.
+        """
+        from neftcli.models.loading import require_pinned_code
+
+        require_pinned_code(self.reference, trust_remote_code)
+        model = replace(self.recipe.model, trust_remote_code=trust_remote_code)
+        return replace(self, recipe=replace(self.recipe, model=model))
+
     def saved_recipe(self) -> Recipe:
         """Return the run's recipe without overrides from the command line, or the recipe that loads a model."""
         return self.recipe if self.run is None else load_recipe(str(self.run.path / RECIPE))
@@ -224,15 +238,11 @@ def apply_typed_trust(target: EvalTarget, overrides: Sequence[Layer]) -> EvalTar
     Raises:
         ModelError: The model may run code, and comes from the hub without a commit.
     """
-    from neftcli.models.loading import require_pinned_code
-
     trusted = False
     for layer in overrides:
         if TRUST in layer:
             trusted = layer[TRUST].value is True
-    require_pinned_code(target.reference, trusted)
-    model = replace(target.recipe.model, trust_remote_code=trusted)
-    return replace(target, recipe=replace(target.recipe, model=model))
+    return target.with_trust(trusted)
 
 
 def _base_reference(recipe: Recipe, run: Path) -> ModelReference:

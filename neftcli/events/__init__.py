@@ -34,6 +34,7 @@ from neftcli.events.evaluation import (
     Significance,
     VerdictId,
 )
+from neftcli.events.export import ExportFinished, LogitComparison, MergeFinished
 from neftcli.events.inference import (
     AnswerFinished,
     AnswerStarted,
@@ -114,7 +115,10 @@ __all__ = [
     "EvaluationDataReady",
     "EvaluationReport",
     "Event",
+    "ExportFinished",
     "InspectedRow",
+    "LogitComparison",
+    "MergeFinished",
     "Method",
     "MetricRow",
     "MetricValue",
@@ -231,6 +235,8 @@ Event = (
     | AnswerText
     | AnswerFinished
     | AnswersWritten
+    | MergeFinished
+    | ExportFinished
     | CommandFailed
 )
 

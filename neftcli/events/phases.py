@@ -29,6 +29,11 @@ class PhaseId(StrEnum):
     JUDGING = "judging"
     TIMING_MODEL = "timing_model"
     CHECKING = "checking"
+    COMPUTING_LOGITS = "computing_logits"
+    MERGING_LAYERS = "merging_layers"
+    SAVING_MERGED = "saving_merged"
+    WRITING_GGUF = "writing_gguf"
+    COMPARING_LOGITS = "comparing_logits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +63,9 @@ class PhaseProgress:
         total: Items in all.
         elapsed: Seconds since the phase began.
         remaining: Estimated seconds left.
-        unit: Unit of `done` and `total`: rows, answers or verdicts.
+        unit: Unit of `done` and `total`: rows, answers, verdicts, layers or bytes.
         rate: Speed, in `rate_unit` per second; 0 if it is not known yet.
-        rate_unit: Unit of `rate`: rows, tokens or verdicts.
+        rate_unit: Unit of `rate`: rows, tokens, verdicts, layers or bytes.
         subject: The model, task or cell that the phase is about; empty if there is only one.
     """
 

@@ -174,8 +174,8 @@ def _tied_notices(model: Any, adapter: Adapter) -> list[str]:
         embedding = next(path for path, layer in model.named_modules() if layer is layers["embedding"])
         notices.append(
             f"adapter.target_modules has {', '.join(low_rank)}, and this model's embedding and output layer share one "
-            "matrix: merging the adapter changes both, so the merged model is not the tuned one; use the adapter "
-            f"unmerged, leave out {' and '.join(low_rank)}, or train a copy: "
+            "matrix: peft's merge changes both, so the merged model is not the tuned one; run neft merge, keep the "
+            f"adapter unmerged, leave out {' and '.join(low_rank)}, or train a copy: "
             f"--set adapter.modules_to_save=[{embedding.rpartition('.')[2]}]"
         )
     if copied:

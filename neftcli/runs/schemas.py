@@ -140,6 +140,13 @@ class MetricsLine(TypedDict):
     held_out_loss: NotRequired[float | None]
 
 
+class SampleLine(TypedDict):
+    """Line of `samples.jsonl`: a held-out prompt and the tuned model's answer."""
+
+    prompt: str
+    tuned: str
+
+
 class ManifestFile(TypedDict):
     """A file of a checkpoint."""
 

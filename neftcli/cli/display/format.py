@@ -43,6 +43,11 @@ PHASES = {
     PhaseId.JUDGING: "asking the judge",
     PhaseId.TIMING_MODEL: "timing the model",
     PhaseId.CHECKING: "checking",
+    PhaseId.COMPUTING_LOGITS: "computing the run's logits",
+    PhaseId.MERGING_LAYERS: "merging the adapter",
+    PhaseId.SAVING_MERGED: "saving the model",
+    PhaseId.WRITING_GGUF: "writing the .gguf file",
+    PhaseId.COMPARING_LOGITS: "loading what was written, and comparing its logits with the run's",
 }
 """Display texts of the phases."""
 UNCOUNTED = {"tasks": "tasks", "judge": "the judge", "report": "the verdict and its plots"}
@@ -236,6 +241,39 @@ def _decoding(event: events.ChatStarted) -> str:
         return f"greedy{penalty}"
     top_p = "" if event.top_p == 1 else f", top-p {event.top_p:g}"
     return f"sampled with temperature {event.temperature:g}{top_p}, seed {event.seed}{penalty}"
+
+
+@lines.register
+def _(event: events.MergeFinished) -> list[Line]:
+    text = f"{event.folder} · {event.dtype} · {format_bytes(event.size)} · {rough_duration(event.seconds)}"
+    adapter = {"lora": "LoRA", "qlora": "QLoRA"}.get(event.method)
+    origin = f"{event.run} ({adapter} on {event.base})" if adapter else event.run
+    reason = "evaluate it as a model; transformers and vLLM load it too"
+    return [
+        Line("merged", text, "strong"),
+        Line("merged", f"from {origin}", "dim"),
+        Line("check", comparison_text(event.comparison)),
+        Line("next", f"neft eval {shlex.quote(event.folder)}    {reason}", "dim"),
+    ]
+
+
+@lines.register
+def _(event: events.ExportFinished) -> list[Line]:
+    text = f"{event.path} · {event.quantization} · {format_bytes(event.size)} · {rough_duration(event.seconds)}"
+    return [
+        Line("exported", text, "strong"),
+        Line("check", comparison_text(event.comparison)),
+        Line("next", event.command, "dim"),
+    ]
+
+
+def comparison_text(comparison: events.LogitComparison) -> str:
+    """Return the comparison of a written model's logits with the run's."""
+    tokens = f"{comparison.same_token} of {comparison.tokens} tokens"
+    return (
+        f"logits differ from the run's by at most {comparison.difference:.2g} (largest logit {comparison.largest:.3g}, "
+        f"tolerance {comparison.tolerance:.2g}); same next token after {tokens}"
+    )
 
 
 def phase_text(event: events.Phase | events.PhaseProgress) -> str:

@@ -211,6 +211,12 @@ class LiveDisplay:
         for text in doctor_report.cleared_lines(event):
             self.console.print(screens.line(format.Line("cache", text)))
 
+    @_take.register
+    def _(self, event: events.MergeFinished | events.ExportFinished) -> None:
+        self._phase = self._phase_progress = None
+        self._live.stop()
+        self._print_lines(event)
+
     def _print_lines(self, event: events.Event) -> None:
         for line in format.lines(event):
             self.console.print(screens.line(line))

@@ -1,0 +1,83 @@
+"""Events about a run that is merged or exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class LogitComparison:
+    """Logits of a written model, compared with those of the run on the same tokens, both computed in float32.
+
+    Attributes:
+        rows: Rows of text.
+        tokens: Tokens in all rows.
+        difference: The largest absolute difference between two logits.
+        largest: The largest absolute logit of the run.
+        tolerance: The largest difference that is accepted; a larger one is an error.
+        same_token: Tokens after which both models predict the same most likely token.
+    """
+
+    rows: int
+    tokens: int
+    difference: float
+    largest: float
+    tolerance: float
+    same_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class MergeFinished:
+    """A run was written as a model of its own, without an adapter.
+
+    Attributes:
+        run: Folder of the run.
+        folder: Folder of the model.
+        base: Name of the base model.
+        method: How the run was trained: full, lora or qlora.
+        dtype: Type of the weights: float32, bfloat16 or float16.
+        size: Bytes of all files.
+        untied: Embedding and output layer shared a matrix, and have one each now.
+        comparison: Logits of the folder's model, compared with the run's.
+        seconds: Wall time.
+    """
+
+    id: ClassVar[str] = "merge.finished"
+
+    run: str
+    folder: str
+    base: str
+    method: str
+    dtype: str
+    size: int
+    untied: bool
+    comparison: LogitComparison
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFinished:
+    """A run was exported for another program.
+
+    Attributes:
+        run: Folder of the run.
+        target: Id of the export target: gguf or ollama.
+        path: The file or folder.
+        quantization: Type of the matrices: f32, f16, bf16 or q8_0.
+        size: Bytes of all files.
+        comparison: Logits of the exported model, as transformers loads it, compared with the run's.
+        command: Command that uses the export.
+        seconds: Wall time.
+    """
+
+    id: ClassVar[str] = "export.finished"
+
+    run: str
+    target: str
+    path: str
+    quantization: str
+    size: int
+    comparison: LogitComparison
+    command: str
+    seconds: float
