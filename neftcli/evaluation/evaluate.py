@@ -332,7 +332,10 @@ def _write_report(
         metrics=metrics,
         comparisons=comparisons,
         scope=reporting.evaluation_scope(results, comparisons, prompts),
-        remarks=tuple(reporting.remarks(results, judged, comparisons)),
+        remarks=(
+            *reporting.selection_remarks([model.target for model in results], rows.source),
+            *reporting.remarks(results, judged, comparisons),
+        ),
         shown=tuple(reporting.select_most_different(results, rows, request.show)),
         folder=str(folder),
         seconds=time.perf_counter() - started,

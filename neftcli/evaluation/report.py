@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from neftcli.data.tokens import instruction, split_prompt_and_reference
 from neftcli.evaluation import sentences
 from neftcli.evaluation.comparison import have_same_tokens, win_rate_bounds
-from neftcli.events import Comparison, EvaluationReport, SideBySide, VerdictId
+from neftcli.events import Comparison, EvaluationReport, RowsSource, SideBySide, VerdictId
 from neftcli.metrics.answer_metrics import signatures, similarity
 from neftcli.recipe.loading import recipe_differences
 from neftcli.runs.baseline import alpha_sweep_command
@@ -129,6 +129,23 @@ def remarks(
         yield (
             "ROUGE-L, BLEU and chrF measure similarity to the reference answers; lower is not worse: the paper found "
             "lower values with answers that were preferred."
+        )
+
+
+def selection_remarks(targets: Sequence[EvalTarget], source: RowsSource) -> Iterator[str]:
+    """Name the runs whose weights were selected by their loss on these rows (training.keep: best)."""
+    names = []
+    for target in targets:
+        if target.run is None:
+            continue
+        recipe = target.saved_recipe()
+        is_held_out = bool(source.held_out_of) or source.name == recipe.data.held_out_source
+        if recipe.training.keep == "best" and is_held_out:
+            names.append(target.name)
+    if names:
+        yield (
+            f"The held-out loss of {' and '.join(names)} is optimistic: of the evaluations during training, the one "
+            "with the lowest loss on these rows selected the weights. --dataset FILE measures rows that selected none."
         )
 
 

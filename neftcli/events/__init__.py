@@ -74,6 +74,7 @@ from neftcli.events.training import (
     Evaluated,
     Method,
     ModelReady,
+    ModelSelected,
     ModelSource,
     NoiseMeasured,
     PairedRun,
@@ -81,6 +82,7 @@ from neftcli.events.training import (
     RunFinished,
     Sample,
     StepLogged,
+    TrackerOpened,
     TrainingPlan,
     TrainingProgress,
     TrainingStarted,
@@ -123,6 +125,7 @@ __all__ = [
     "MetricRow",
     "MetricValue",
     "ModelReady",
+    "ModelSelected",
     "ModelSource",
     "NoiseMeasured",
     "Notice",
@@ -159,6 +162,7 @@ __all__ = [
     "SweepReport",
     "SweepStarted",
     "Token",
+    "TrackerOpened",
     "TrainingPlan",
     "TrainingProgress",
     "TrainingStarted",
@@ -206,12 +210,14 @@ Event = (
     | RecipeResolved
     | TrainingPlan
     | DataReady
+    | TrackerOpened
     | ModelReady
     | NoiseMeasured
     | TrainingStarted
     | TrainingProgress
     | StepLogged
     | Evaluated
+    | ModelSelected
     | RunFinished
     | InspectedRow
     | PageWritten

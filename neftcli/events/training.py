@@ -200,6 +200,48 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
+class TrackerOpened:
+    """The run is reported to an experiment tracker.
+
+    Attributes:
+        tracker: Id of the tracker, as in training.report_to.
+        location: Folder or URL of the results.
+        view: Command that shows them; empty if the location is a page.
+    """
+
+    id: ClassVar[str] = "tracker.opened"
+
+    tracker: str
+    location: str
+    view: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSelected:
+    """Training is over, and held-out losses during training have selected the model or ended the training.
+
+    Attributes:
+        step: Step whose weights become the run's model.
+        held_out_loss: Held-out loss at this step; if it selected the step, it is lower than that of new rows.
+        last_step: Last step that was trained.
+        last_held_out_loss: Held-out loss after it.
+        total_steps: Steps of the whole recipe.
+        keep: last, or best if held-out losses selected the step.
+        patience: Evaluations without improvement that ended the training early; None if it ran to the end.
+    """
+
+    id: ClassVar[str] = "training.selected"
+
+    step: int
+    held_out_loss: float | None
+    last_step: int
+    last_held_out_loss: float | None
+    total_steps: int
+    keep: str
+    patience: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """A held-out prompt and its answers.
 

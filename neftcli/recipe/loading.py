@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -58,6 +59,10 @@ EXCLUSIVE = {"data.source": "data.sources", "data.sources": "data.source"}
 """Options that exclude each other: a setting with precedence replaces the other; both in one file are an error."""
 NOT_HASHED = ("name", "about", "output_dir", "checkpoints", "evaluation", "sweep")
 """Options and sections that don't affect the weights."""
+NOT_HASHED_OPTIONS = ("training.report_to",)
+"""Options of other sections that don't affect the weights."""
+SELECTION = "evaluation.every"
+"""Option that affects the weights if evaluations during training select them."""
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[Layer] = (), *, as_written: bool = False) -> Recipe:
@@ -193,12 +198,20 @@ def recipe_differences(first: Recipe, second: Recipe, prefixes: tuple[str, ...] 
         prefixes: Compare only keys with one of these prefixes; if empty, those that affect the weights.
     """
     changed = {}
+    selects = first.training.selects_by_loss() or second.training.selects_by_loss()
     for path in (key.path for key in keys()):
-        is_compared = path.startswith(prefixes) if prefixes else path.partition(".")[0] not in NOT_HASHED
-        before, after = _value_at(first, path), _value_at(second, path)
+        is_compared = path.startswith(prefixes) if prefixes else _affects_weights(path, selects=selects)
+        before, after = value_at(first, path), value_at(second, path)
         if is_compared and before != after:
             changed[path] = (before, after)
     return changed
+
+
+def _affects_weights(path: str, *, selects: bool) -> bool:
+    """Return whether an option affects the weights; `selects`: evaluations during training select them."""
+    if path == SELECTION:
+        return selects
+    return path.partition(".")[0] not in NOT_HASHED and path not in NOT_HASHED_OPTIONS
 
 
 def rewrite_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
@@ -230,7 +243,8 @@ def list_path_values(recipe: Recipe) -> list[str]:
     return values
 
 
-def _value_at(recipe: Recipe, path: str) -> Any:
+def value_at(recipe: Recipe, path: str) -> Any:
+    """Return the value of an option; entries of data.sources as in JSON."""
     value: Any = recipe
     for part in path.split("."):
         value = getattr(value, part)
@@ -240,8 +254,13 @@ def _value_at(recipe: Recipe, path: str) -> Any:
 
 
 def recipe_fingerprint(recipe: Recipe) -> str:
-    """Return the SHA-256 of the resolved recipe without NOT_HASHED, which determines the weights."""
+    """Return the SHA-256 of the options of the resolved recipe that affect the weights."""
     content = {key: value for key, value in _plain(asdict(recipe)).items() if key not in NOT_HASHED}
+    for path in NOT_HASHED_OPTIONS:
+        section, _, name = path.partition(".")
+        del content[section][name]
+    if recipe.training.selects_by_loss():
+        content[SELECTION] = value_at(recipe, SELECTION)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -445,6 +464,7 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
                 "export OPENAI_API_KEY=...    the key is read from the environment and never written",
             )
         )
+    problems += _selection_problems(recipe, where)
     if recipe.adapter.modules_to_save and recipe.adapter.type == "none" and not problems:
         problems.append(
             Problem(
@@ -453,4 +473,29 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
                 "--lora",
             )
         )
+    return problems
+
+
+def _selection_problems(recipe: Recipe, where: Callable[[str], str]) -> list[Problem]:
+    """Return the errors of a recipe whose evaluations can't select weights or stop the training.
+
+    Args:
+        recipe: The recipe.
+        where: Returns the origin of an option.
+    """
+    training, every = recipe.training, recipe.evaluation.every
+    path = "training.keep" if training.keep == "best" else "training.patience"
+    name = f"{where(path)}: {path}{' best' if training.keep == 'best' else ''}"
+    problems = []
+    if training.selects_by_loss() and not recipe.data.held_out_rows:
+        problems.append(Problem(f"{name} needs a held-out split", "data.held_out_rows 0", "--held-out-rows 200"))
+    evaluations = math.ceil(1 / every - 1e-9)
+    if training.selects_by_loss() and evaluations == 1:
+        message = f"{name} needs evaluations during training"
+        problems.append(Problem(message, f"evaluation.every {every:g}: only the last step", f"--set {SELECTION}=0.1"))
+    elif training.patience is not None and training.patience >= evaluations - 1:
+        received = f"{training.patience} (evaluation.every {every:g} gives {evaluations} evaluations)"
+        enough = f"{1 / (2 * training.patience + 2):.2g}"
+        message = f"{where('training.patience')}: with so few evaluations training.patience never stops the training"
+        problems.append(Problem(message, received, f"--set {SELECTION}={enough}"))
     return problems

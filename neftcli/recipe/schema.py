@@ -19,6 +19,7 @@ from neftcli.events import Method
 from neftcli.metrics.registry import SWEEP_METRICS
 from neftcli.rows.formats import ROW_FORMATS
 from neftcli.system.paths import expand_home
+from neftcli.trackers.registry import TRACKERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,11 @@ SAMPLE = ("evaluation.generation.do_sample", True)
 if TYPE_CHECKING:
     SweepMetric: TypeAlias = str
     RowFormatId: TypeAlias = str
+    TrackerId: TypeAlias = str
 else:  # the entries of the registries; type checkers can't read them
     SweepMetric = Literal[SWEEP_METRICS]
     RowFormatId = Literal[("auto", *ROW_FORMATS)]
+    TrackerId = Literal[tuple(TRACKERS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,9 +390,40 @@ class Training:
     logging_steps: Annotated[
         Count | None, Option("Steps between log rows", unset="chosen for about 20 rows in a run")
     ] = None
+    keep: Annotated[
+        Literal["last", "best"],
+        Option(
+            "Weights that become the run's model",
+            "--keep",
+            "last: those after the last step. best: those with the lowest held-out loss of all evaluations during "
+            "training; evaluation.every sets how many there are.",
+        ),
+    ] = "last"
+    patience: Annotated[
+        Count | None,
+        Option(
+            "Stop after this many evaluations without a lower held-out loss",
+            "--patience",
+            "Usually with keep: best.",
+            unset="train to the end",
+        ),
+    ] = None
+    report_to: Annotated[
+        tuple[TrackerId, ...],
+        Option(
+            "Experiment trackers to report to",
+            "--report-to",
+            "They don't change the weights.",
+            unset="none",
+        ),
+    ] = ()
     seed: Annotated[
         Annotated[int, Ge(0), Lt(2**32)], Option("Seed of data order, dropout, adapter and noise", "--seed")
     ] = 0
+
+    def selects_by_loss(self) -> bool:
+        """Return whether evaluations during training determine the weights of the run's model."""
+        return self.keep == "best" or self.patience is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from neftcli.system.files import (
     clear_path,
     fsync_path,
     is_stale,
+    link_or_copy_folder,
     make_empty_folder,
     open_without_links,
     remove,
@@ -50,6 +51,8 @@ RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
 LOG = "train.log"
+BEST_MODEL = "best"
+"""Folder of the best weights so far, in a run and, with one folder between, in its checkpoints."""
 FIRST_FILES = (LOCK, RECORD, RECIPE, LOG)
 """Files of a run whose folder does not have its final name yet."""
 CELLS = "cells"
@@ -248,6 +251,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """Folder of the weights with the best held-out loss so far, during training with `training.keep: best`."""
+        return self.path / BEST_MODEL
+
+    @property
     def log(self) -> Path:
         """Log file with the output of the libraries."""
         return self.path / LOG
@@ -281,9 +289,10 @@ class RunDirectory:
             lock.release()
 
     @contextmanager
-    def replace_model(self) -> Iterator[Path]:
-        """Yield a folder to save the model in; it replaces `model/` at the end of the block."""
-        partial = self.path / "model.partial"
+    def replace_model(self, target: Path | None = None) -> Iterator[Path]:
+        """Yield a folder to save the model in; it replaces `target`, by default `model/`, at the end of the block."""
+        target = target or self.model
+        partial = self.path / f"{target.name}.partial"
         make_empty_folder(partial)
         try:
             yield partial
@@ -295,13 +304,30 @@ class RunDirectory:
         except BaseException:
             remove_if_possible(partial)
             raise
-        clear_path(self.model)
-        partial.rename(self.model)
+        clear_path(target)
+        partial.rename(target)
         fsync_path(self.path)
+
+    def promote_best(self) -> None:
+        """Make the best weights the run's model."""
+        clear_path(self.model)
+        self.best.rename(self.model)
+        fsync_path(self.path)
+
+    def restore_best(self, checkpoint: Path) -> None:
+        """Restore the best weights that a verified checkpoint holds, if it holds any."""
+        saved = checkpoint / BEST_MODEL / BEST_MODEL
+        if saved.is_dir():
+            link_or_copy_folder(saved, self.best)
+
+    def remove_best(self) -> None:
+        """Remove the best weights: a later step is better, or the run starts over."""
+        clear_path(self.best)
 
     def clear_results(self) -> None:
         """Remove the measurements and the model of a run that starts over."""
         clear_path(self.model)
+        clear_path(self.best)
         for name in (METRICS, "samples.jsonl"):
             remove(self.path / name)
 
@@ -325,6 +351,7 @@ class RunDirectory:
         self.write_text(METRICS, "".join(kept))
         remove(self.path / "samples.jsonl")
         clear_path(self.model)
+        clear_path(self.best)
         return damaged
 
     def clean_up_finished(self) -> None:
@@ -442,6 +469,15 @@ class ReadOnlyRunDirectory(RunDirectory):
     def rewind(self, step: int, evaluated: int) -> int:
         """Do nothing."""
         return 0
+
+    def promote_best(self) -> None:
+        """Do nothing: the main process renames the folder."""
+
+    def restore_best(self, checkpoint: Path) -> None:
+        """Do nothing: the main process restores them."""
+
+    def remove_best(self) -> None:
+        """Do nothing: the main process removes them."""
 
     def remove_checkpoints(self) -> bool:
         """Do nothing: the main process removes them."""

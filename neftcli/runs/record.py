@@ -70,6 +70,7 @@ class RunRecord:
             "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
             "environment": recorded_variables(),
             FIELD: paths,
+            "trackers": self._before.get("trackers", {}),
             "git": _git_commit(),
         }
         self.update()

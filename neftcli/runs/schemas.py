@@ -38,6 +38,14 @@ class TrainingResults(TypedDict):
     train_loss: NotRequired[float | None]
 
 
+class TrackerRecord(TypedDict):
+    """Entry of a record for a tracker that the run was reported to."""
+
+    id: str | None
+    location: str
+    problem: str
+
+
 class Record(TypedDict):
     """`run.json`: the record of a run."""
 
@@ -45,6 +53,7 @@ class Record(TypedDict):
     recipe_sha256: str
     started: NotRequired[str]
     resumed: NotRequired[list[Resumed]]
+    trackers: NotRequired[dict[str, TrackerRecord]]
     data_sha256: NotRequired[str | None]
     tokens_sha256: NotRequired[str | None]
     model_fingerprint: NotRequired[str | None]
@@ -113,6 +122,9 @@ class TrainingState(TypedDict):
     base: BaseMeasurements
     seconds: float
     unlogged: UnloggedSums
+    best: NotRequired[EvaluationLosses | None]
+    without_improvement: NotRequired[Count]
+    trained: NotRequired[bool]
 
 
 class Callbacks(TypedDict):

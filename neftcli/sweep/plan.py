@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import Problem, RecipeError
 from neftcli.events import arm_name
-from neftcli.recipe.loading import NOT_HASHED, recipe_fingerprint, resolve_recipe
+from neftcli.recipe.loading import NOT_HASHED, NOT_HASHED_OPTIONS, recipe_fingerprint, resolve_recipe
 from neftcli.recipe.yaml_file import Setting, read_value
 from neftcli.runs.directory import NAME, require_valid_name
 
@@ -130,7 +130,7 @@ def _grid(texts: Sequence[str]) -> list[Layer]:
         origin = f"--grid {key}"
         if not (key and equals and values):
             problems.append(Problem("--grid takes KEY=VALUE,VALUE", text, "--grid training.learning_rate=1e-5,5e-5"))
-        elif key in OWN_FLAGS or key.partition(".")[0] in NO_AXES:
+        elif key in (*OWN_FLAGS, *NOT_HASHED_OPTIONS) or key.partition(".")[0] in NO_AXES:
             problems.append(
                 Problem(
                     f"{origin}: this option can't be swept in a grid",

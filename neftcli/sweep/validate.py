@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, NeftError, Problem
-from neftcli.events import CellStatus, Observer
+from neftcli.events import CellStatus, Notice, Observer
 from neftcli.metrics.registry import WIN_RATE_LENGTH_CONTROLLED
 from neftcli.runs.directory import CELLS, RECIPE, RECORD, require_writable
 from neftcli.runs.schemas import ReportedSweep, parse_json
@@ -18,6 +18,7 @@ from neftcli.sweep.cell_runs import name_some
 from neftcli.sweep.folder import SWEEP
 from neftcli.sweep.plan import arms_of
 from neftcli.system.libraries import capture_library_output, prepare_libraries
+from neftcli.trackers.registry import require_trackers
 from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ ENGINES = ("local", "ray")
 CHANGE_TOKENS = ("model.name", "model.revision", "model.chat_template")
 """Options whose losses are over different tokens, so that one table can't hold them."""
 ANSWER_METRICS = {WIN_RATE_LENGTH_CONTROLLED, "rouge_l", "exact_match"}
+OPTIMISTIC = (
+    "training.keep best: the held-out loss selects each cell's weights and also compares the arms, so all losses are "
+    "lower than on new rows; --metric rouge_l compares the answers instead"
+)
 INPUTS = {
     "data_sha256": "the rows",
     "tokens_sha256": "the tokens of the rows (chat template or tokenizer)",
@@ -109,6 +114,9 @@ def check_inputs(base: Recipe, folder: Path, observer: Observer) -> tuple[ModelR
     if judge.base_url is not None:
         require_reachable(judge)
     require_writable(folder)
+    require_trackers(base.training.report_to)
+    if base.training.keep == "best":
+        observer.notify(Notice(OPTIMISTIC))
     reference, examples = read_inputs(base, observer)
     _require_prompts(examples)
     with tempfile.TemporaryDirectory() as logs, capture_library_output(Path(logs) / "log"):

@@ -168,6 +168,22 @@ def make_empty_folder(folder: Path) -> None:
     folder.mkdir()
 
 
+def link_or_copy_folder(source: Path, target: Path) -> None:
+    """Make `target` a folder with the files of `source`: the same files if the file system has hard links, else copies.
+
+    Neither may be changed in place afterwards, only replaced.
+    """
+
+    def link_or_copy(file: str, name: str) -> None:
+        try:
+            os.link(file, name)
+        except OSError:
+            shutil.copyfile(file, name)
+
+    clear_path(target)
+    shutil.copytree(source, target, copy_function=link_or_copy)
+
+
 def remove_stale_files(folder: Path) -> None:
     """Remove temporary files of killed processes from `folder`, and what `clear_path` could not remove."""
     for path in folder.glob(".*"):

@@ -99,6 +99,9 @@ class EvaluationCallback(TrainerCallback):
         save_model: Called before the evaluation after the last step, so that training is not lost if that fails.
         run_state: Stores the results.
         stop: A requested stop postpones an evaluation until the run resumes.
+        save_best: Called after an evaluation during training with the lowest held-out loss so far; None to keep the
+            weights of the last step.
+        patience: Training ends after this many evaluations without a lower held-out loss; None to train to the end.
     """
 
     def __init__(
@@ -110,10 +113,13 @@ class EvaluationCallback(TrainerCallback):
         save_model: Callable[[], None],
         run_state: RunState,
         stop: StopSignal,
+        save_best: Callable[[], None] | None = None,
+        patience: int | None = None,
     ) -> None:
         self._observer, self._clock, self._schedule = observer, clock, schedule
         self._measure, self._save_model = measure, save_model
         self._run_state, self._stop = run_state, stop
+        self._save_best, self._patience = save_best, patience
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Request a log row if an evaluation is due."""
@@ -124,6 +130,8 @@ class EvaluationCallback(TrainerCallback):
         """Evaluate after the log row if an evaluation is due."""
         if "loss" in logs and self.is_due(state.global_step) and not self._stop.stopping:
             self.evaluate(state.global_step)
+            if self._run_state.has_lost_patience(self._patience):
+                control.should_training_stop = True
 
     def is_due(self, step: int) -> bool:
         """Return whether an evaluation is due after `step`."""
@@ -145,7 +153,10 @@ class EvaluationCallback(TrainerCallback):
         losses = evaluation.losses
         require_finite("the held-out loss", losses.held_out_loss or 0.0, step)
         require_finite("the loss of training rows without noise", losses.train_loss or 0.0, step)
-        self._run_state.last_evaluation = evaluation
+        improved = self._run_state.add_evaluation(evaluation)
+        if improved and self._save_best is not None and step != self._schedule.total_steps:
+            with self._clock.saving():
+                self._save_best()
         self._observer.notify(losses)
 
 

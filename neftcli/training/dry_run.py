@@ -18,6 +18,7 @@ from neftcli.runs.directory import require_writable
 from neftcli.system.distributed import local_world_size
 from neftcli.system.files import format_bytes
 from neftcli.system.libraries import capture_library_output, keep_freed_memory
+from neftcli.trackers.registry import require_trackers
 from neftcli.training.inputs import prepare_inputs, report_data
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
         InputError: The recipe names a model or data that can't be used; raised for the same recipes as by `train`.
     """
     require_writable(recipe.output_folder())
+    require_trackers(recipe.training.report_to)
     reference = resolve_model(recipe.model.name, recipe.model.revision)
     training = replace(recipe.training, learning_rate=recipe.learning_rate())
     resolved = RecipeResolved(to_yaml(replace(recipe, training=training)))

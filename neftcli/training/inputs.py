@@ -10,6 +10,7 @@ from neftcli.data.chat import ChatFormat, load_chat_format
 from neftcli.data.mixture import ExampleSplits, read_examples
 from neftcli.data.prepare import PreparedData, prepare
 from neftcli.data.sources import HUB_ALIASES, is_hub_id
+from neftcli.errors import DataError, Problem
 from neftcli.events import Notice, Observer, Phase, PhaseId
 from neftcli.events.data import BUILTIN
 from neftcli.models.chat_templates import NAMED_TEMPLATES, validate_chat_template
@@ -99,11 +100,12 @@ def tokenize_inputs(
         The rows, the tokenizer with its chat template, and notices about it.
 
     Raises:
-        InputError: The tokenizer or the template can't be used, no token would carry loss, or the model has too few
-            positions for a row or an answer.
+        InputError: The tokenizer or the template can't be used, no token would carry loss, no row is held out although
+            the held-out loss selects the weights, or the model has too few positions for a row or an answer.
     """
     chat, notices = load_chat_format(recipe, reference, examples.row_format, observer)
     prepared = prepare(examples, recipe.data, chat, TokenisingProgress(observer))
+    _require_selection_rows(recipe, prepared)
     _require_room(recipe, reference, prepared, answers=answers)
     _require_embedded_rows(prepared, chat, load_embedding_size(reference, recipe.model.trust_remote_code))
     return prepared, chat, notices
@@ -120,6 +122,21 @@ def local_paths(recipe: Recipe) -> list[str]:
     """Return the values of a recipe that are paths of existing files or folders, relative to the current folder."""
     names = {BUILTIN, *HUB_ALIASES, *ALIASES, *NAMED_TEMPLATES}  # they take precedence over a folder of the same name
     return [value for value in list_path_values(recipe) if value not in names and exists(expand_home(value))]
+
+
+def _require_selection_rows(recipe: Recipe, prepared: PreparedData) -> None:
+    """Check that there is a held-out row if the held-out loss selects the weights or ends the training.
+
+    Raises:
+        DataError: There is none: too few rows, or none with loss within data.max_length.
+    """
+    if recipe.training.selects_by_loss() and not prepared.held_out:
+        option = "training.keep best" if recipe.training.keep == "best" else "training.patience"
+        message = f"{recipe.data.source_name()}: {option} needs held-out rows, and no row could be held out"
+        received = (
+            f"{count_noun(len(prepared.train), 'row')} for training, data.held_out_rows {recipe.data.held_out_rows}"
+        )
+        raise DataError(Problem(message, received, "--held-out FILE    with rows to evaluate on"))
 
 
 def _require_room(recipe: Recipe, reference: ModelReference, prepared: PreparedData, *, answers: bool) -> None:

@@ -11,7 +11,7 @@ from neftcli.runs.markdown import escape_markdown, quote_markdown
 from neftcli.training.resume import describe_changes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from neftcli.events import RunFinished
     from neftcli.models.registry import ModelReference
@@ -59,6 +59,21 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def selection_note(record: Mapping[str, Any]) -> str:
+    """Return a note on the step whose weights the model has; empty if it is the last step of the recipe."""
+    selected = record.get("selected")
+    if not selected:
+        return ""
+    last, total = selected["last_step"], selected["total_steps"]
+    early = f" of {total}, at which training stopped early" if last < total else ""
+    if selected["keep"] != "best":
+        return f"these are the weights after step {last}{early}" if early else ""
+    return (
+        f"these are the weights after step {selected['step']}, which had the lowest held-out loss; the last step was "
+        f"{last}{early}. This loss selected the weights, so it is lower than on new rows"
+    )
 
 
 def _front_matter(recipe: Recipe, reference: ModelReference) -> list[str]:

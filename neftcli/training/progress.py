@@ -190,6 +190,15 @@ class TrainingClock:
             self._evaluated.append(seconds)
             self._pauses += seconds
 
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Leave the time of saving a model out of that of the steps."""
+        started = self.now()
+        try:
+            yield
+        finally:
+            self._pauses += self.now() - started
+
     def add_checkpoint(self, seconds: float) -> None:
         """Record the seconds that a checkpoint took to save."""
         self._pauses += seconds

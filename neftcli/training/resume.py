@@ -20,7 +20,7 @@ from neftcli.recipe.loading import load_recipe, read_recipe_layers, recipe_diffe
 from neftcli.recipe.relative_paths import RelativePaths, find_relative_paths, relative_paths_record
 from neftcli.recipe.trust import require_typed_trust
 from neftcli.runs.checkpoints import Checkpoint, CheckpointFolder
-from neftcli.runs.directory import RECIPE, RECORD, RunDirectory, find_run, find_sweep, list_runs
+from neftcli.runs.directory import BEST_MODEL, RECIPE, RECORD, RunDirectory, find_run, find_sweep, list_runs
 from neftcli.system.files import require_no_link, require_no_links
 from neftcli.system.paths import closest_path, exists, expand_home
 from neftcli.training.inputs import local_paths
@@ -100,6 +100,11 @@ class RunState:
         last_evaluation: The last evaluation of this process.
         restored: Losses of the last evaluation of an earlier process.
         unlogged: Sums of the incomplete log row at the last checkpoint, by process.
+        best: The evaluation with the lowest held-out loss so far, the first of equal ones; without the losses of rows
+            if an earlier process measured it.
+        without_improvement: Evaluations since then.
+        trained: Training is over, and the weights in memory are those that were kept.
+        total_steps: Steps of the whole recipe; 0 before they are counted.
     """
 
     base: BaseEvaluation
@@ -109,6 +114,10 @@ class RunState:
     last_evaluation: LossEvaluation | None = None
     restored: Evaluated | None = None
     unlogged: UnloggedSums | None = None
+    best: LossEvaluation | None = None
+    without_improvement: int = 0
+    trained: bool = False
+    total_steps: int = 0
 
     @property
     def evaluated(self) -> Evaluated | None:
@@ -129,6 +138,37 @@ class RunState:
         """Restore the state that a checkpoint stores."""
         self.restored = Evaluated(**saved["evaluated"]) if saved["evaluated"] else None
         self.unlogged = saved["unlogged"]
+        if best := saved.get("best"):
+            self.best = LossEvaluation(Evaluated(**best), ())
+        self.without_improvement = saved.get("without_improvement", 0)
+        self.trained = saved.get("trained", False)
+
+    def add_evaluation(self, evaluation: LossEvaluation) -> bool:
+        """Store an evaluation during training, and return whether its held-out loss is the lowest so far."""
+        self.last_evaluation = evaluation
+        loss, best = evaluation.losses.held_out_loss, self.best
+        if loss is None:
+            return False
+        if best is None or best.losses.held_out_loss is None or loss < best.losses.held_out_loss:
+            self.best, self.without_improvement = evaluation, 0
+            return True
+        self.without_improvement += 1
+        return False
+
+    def require_best_model(self, checkpoint: Checkpoint | None, total_steps: int) -> None:
+        """Forget a best evaluation whose weights were not saved: the run kept the weights of the last step so far."""
+        if checkpoint is None or self.best is None or self.trained or (checkpoint.path / BEST_MODEL).is_dir():
+            return
+        if self.best.losses.step != total_steps:  # after the last step the checkpoint itself has them
+            self.best = None
+
+    def is_over(self, step: int, total_steps: int, patience: int | None) -> bool:
+        """Return whether no step is left to train after `step`."""
+        return step == total_steps or self.trained or self.has_lost_patience(patience)
+
+    def has_lost_patience(self, patience: int | None) -> bool:
+        """Return whether `patience` evaluations, or more, have not improved the held-out loss."""
+        return patience is not None and self.without_improvement >= patience
 
     def to_json(self) -> dict[str, Any]:
         """Return the state as JSON for a checkpoint."""
@@ -137,6 +177,9 @@ class RunState:
             "unlogged": self.unlogged,
             "base": asdict(self.base),
             "seconds": time.perf_counter() - self.started,
+            "best": asdict(self.best.losses) if self.best else None,
+            "without_improvement": self.without_improvement,
+            "trained": self.trained,
         }
 
 

@@ -12,7 +12,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from neftcli.data.tokens import split_prompt_and_reference
@@ -20,6 +20,7 @@ from neftcli.events import (
     Evaluated,
     Event,
     ModelReady,
+    ModelSelected,
     NoiseMeasured,
     Notice,
     Observer,
@@ -39,6 +40,7 @@ from neftcli.runs.record import RunRecord
 from neftcli.system import distributed
 from neftcli.system.files import atomic_write, file_sha256
 from neftcli.system.libraries import capture_library_output, prepare_libraries
+from neftcli.trackers.registry import require_trackers
 from neftcli.training.assets import AssetCache, Assets, hash_tokens, load_assets
 from neftcli.training.collectives import broadcast_path, join_run, require_same_inputs
 from neftcli.training.evaluator import Evaluator
@@ -50,11 +52,14 @@ from neftcli.training.signals import StopRequested, StopSignal
 from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
 
     from neftcli.evaluation.loss import RowLoss
     from neftcli.neftune import Noise
     from neftcli.recipe.schema import Recipe
+    from neftcli.training.reporting import Reporter
     from neftcli.training.trainer import NeftTrainer
 
 PADDED = (
@@ -72,7 +77,7 @@ class TrainedRun:
         directory: Its folder.
         model: The tuned model.
         assets: Rows, tokenizer and the base model.
-        losses: Losses of the held-out rows after the last step; empty if an earlier process measured them.
+        losses: Losses of the held-out rows with these weights; empty if an earlier process measured them.
     """
 
     directory: RunDirectory
@@ -109,6 +114,7 @@ def train(
     started = time.perf_counter()
     stop = stop or StopSignal()
     prepare_libraries()
+    require_trackers(recipe.training.report_to)
     if asset_cache:
         gc.collect()  # the trainer of the previous run is in a reference cycle, with its model
     with stop.interruptible():
@@ -141,7 +147,11 @@ def train(
                         asset_cache.put(recipe, assets)
                 assert assets is not None  # noqa: S101 - cached or loaded
                 model = copy.deepcopy(assets.model) if asset_cache else assets.model
-            finished, trained = run.execute(assets, model)
+            try:
+                finished, trained = run.execute(assets, model)
+            except BaseException as error:
+                run.end_reports(error)
+                raise
         if on_finish is not None:  # the run's end is recorded: an error here does not change it
             with capture_library_output(directory.log):
                 on_finish(trained)
@@ -173,6 +183,7 @@ class _Run:
         stop: Requests a stop.
         resume: The state that it resumes from; None for a new run.
         started: When it started, by time.perf_counter, less the seconds that earlier processes took.
+        reporters: The reporter to the trackers; none if there are no trackers, or in other processes.
     """
 
     recipe: Recipe
@@ -183,12 +194,31 @@ class _Run:
     stop: StopSignal
     resume: ResumeState | None
     started: float
+    reporters: list[Reporter] = field(default_factory=list)
 
     def notify(self, event: Event) -> None:
         """Pass an event on to the observer, and write measurements to `metrics.jsonl`."""
         if isinstance(event, StepLogged | Evaluated):
             self.directory.append_line(METRICS, {"event": event.id, **asdict(event)})
         self.observer.notify(event)
+        if isinstance(event, Evaluated | NoiseMeasured) and self.reporters:
+            self.reporters[0].report(event)
+
+    def start_reports(self) -> None:
+        """Start or resume the runs of the trackers, in the main process, before metrics of later steps are removed."""
+        if self.recipe.training.report_to and distributed.is_main_process():
+            from neftcli.training.reporting import Reporter
+
+            self.reporters.append(Reporter(self.written, self.directory, self.record, self.resume, self))
+
+    def end_reports(self, error: BaseException) -> None:
+        """End the runs of the trackers after an error; at once if the run is stopped at once."""
+        statuses: dict[type, str] = {StopRequested: "preempted", KeyboardInterrupt: "interrupted"}
+        status = statuses.get(type(error), "failed")
+        if status != "interrupted" and self.record.fields["status"] != "finished":
+            for reporter in self.reporters:
+                with suppress(OSError):  # the record, on a full disk
+                    reporter.finish(status)
 
     def execute(self, assets: Assets, model: PreTrainedModel) -> tuple[RunFinished, TrainedRun]:
         """Measure, train and save `model`, in place."""
@@ -198,6 +228,7 @@ class _Run:
         for note in notes:
             self.notify(Notice(note))
         hashes = self._check_inputs(assets)
+        self.start_reports()
         evaluator = Evaluator(self.recipe, assets, self, self.stop)
 
         # Measure the base model.
@@ -215,17 +246,16 @@ class _Run:
         trainer = self._build_trainer(recipe, assets, model, run_state)
         self._report_model(assets, trainer.model, parameters)
         last = self._fit(recipe, trainer, assets, evaluator, run_state)
-        if not self.directory.model.is_dir():  # an earlier process did the last evaluation
-            self._save_model(trainer.model, assets)
+        kept = self._select_model(recipe, trainer, assets, run_state, last)
 
         # Measure the tuned model.
         answers = self._answer_again(evaluator, trainer, last.step)
 
         # Report.
-        finished = self._report(assets, base, last, answers)
+        finished = self._report(assets, base, kept.losses, answers)
         if distributed.is_main_process():
             self._finish(finished, assets, notes)
-        return finished, TrainedRun(self.directory, trainer.model, assets, run_state.held_out_losses)
+        return finished, TrainedRun(self.directory, trainer.model, assets, kept.held_out)
 
     def _check_inputs(self, assets: Assets) -> dict[str, str]:
         """Compare the inputs between processes and with the checkpoint, record them, and return their hashes."""
@@ -260,6 +290,7 @@ class _Run:
         damaged = self.directory.rewind(checkpoint.step, evaluated_step)
         if damaged:
             self.notify(Notice(f"{METRICS}: {count_noun(damaged, 'damaged line')} removed"))
+        self.directory.restore_best(checkpoint.path)
         base = BaseEvaluation.restore(saved["base"])
         self.observer.notify(base.evaluated)  # it is in metrics.jsonl already
         return base
@@ -337,11 +368,15 @@ class _Run:
         )
         from neftcli.training.trainer import num_training_steps
 
+        keeps_best, patience = recipe.training.keep == "best", recipe.training.patience
         model_bytes, checkpoint_bytes = saved_bytes(trainer.model, recipe)
-        require_space(model_bytes, checkpoint_bytes, recipe, self.directory.path, self)
+        # A better model is written before the best one so far is removed.
+        require_space(model_bytes * (2 if keeps_best else 1), checkpoint_bytes, recipe, self.directory.path, self)
         lengths, settings, base = assets.prepared.train.lengths(), recipe.neftune, run_state.base
-        total_steps = num_training_steps(recipe, lengths)
+        total_steps = run_state.total_steps = num_training_steps(recipe, lengths)
         epochs = recipe.training.num_train_epochs * total_steps / num_training_steps(recipe, lengths, whole=True)
+        if keeps_best:
+            run_state.require_best_model(self._checkpoint, total_steps)
 
         schedule = EvaluationSchedule(total_steps, recipe.evaluation.every)
         saves = SavePlan(recipe.checkpoints.save_steps, recipe.checkpoints.save_minutes, checkpoint_bytes, model_bytes)
@@ -354,6 +389,8 @@ class _Run:
             save_model=lambda: self._save_model(trainer.model, assets),
             run_state=run_state,
             stop=self.stop,
+            save_best=(lambda: self._save_model(trainer.model, assets, self.directory.best)) if keeps_best else None,
+            patience=patience,
         )
         with neftune(
             trainer.model,
@@ -367,15 +404,46 @@ class _Run:
             self._measure_noise(trainer, noise)
             trainer.add_callback(NoiseCallback(noise))
             trainer.add_callback(ProgressCallback(self, clock, run_state, assets.compute.device))
+            for reporter in self.reporters:
+                reporter.begin(trainer)
             trainer.add_callback(evaluation)
             trainer.add_callback(CheckpointCallback(self, clock, recipe.checkpoints, self.stop))
             self.notify(TrainingStarted(str(self.directory.path), total_steps, epochs))
             with self.stop.finishing_steps():
-                self._train_steps(trainer, evaluation, run_state, total_steps)
+                self._train_steps(trainer, evaluation, run_state, patience)
         losses = run_state.evaluated
-        if self.stop.stopping or losses is None or losses.step != total_steps:
+        if self.stop.stopping or losses is None or not run_state.is_over(losses.step, total_steps, patience):
             raise StopRequested
         return losses
+
+    def _select_model(
+        self, recipe: Recipe, trainer: NeftTrainer, assets: Assets, run_state: RunState, last: Evaluated
+    ) -> LossEvaluation:
+        """Make the best weights, or those of the last step, the run's model, and return their losses."""
+        training, best = recipe.training, run_state.best
+        kept = run_state.last_evaluation or LossEvaluation(last, ())
+        if training.keep == "best" and best is not None and best.losses.step != last.step:
+            kept = best
+            if not run_state.trained:
+                trainer.load_weights(self.directory.best)
+                self.directory.promote_best()
+        self.directory.remove_best()
+        if not self.directory.model.is_dir():  # training ended early, or an earlier process did the last evaluation
+            self._save_model(trainer.model, assets)
+        run_state.trained = True
+        if training.selects_by_loss():
+            selected = ModelSelected(
+                step=kept.losses.step,
+                held_out_loss=kept.losses.held_out_loss,
+                last_step=last.step,
+                last_held_out_loss=last.held_out_loss,
+                total_steps=run_state.total_steps,
+                keep=training.keep,
+                patience=training.patience if last.step < run_state.total_steps else None,
+            )
+            self.record.update(selected=asdict(selected))
+            self.notify(selected)
+        return kept
 
     def _measure_noise(self, trainer: NeftTrainer, noise: Noise) -> None:
         """Measure the noise on the first rows, record it, and warn if it is unusually weak or strong."""
@@ -400,7 +468,7 @@ class _Run:
             self.notify(Notice(warning))
         self.record.update(noise_to_embedding=strength.ratio)
 
-    def _train_steps(self, trainer: NeftTrainer, evaluation: Any, run_state: RunState, total_steps: int) -> None:
+    def _train_steps(self, trainer: NeftTrainer, evaluation: Any, run_state: RunState, patience: int | None) -> None:
         """Train from the first step, or from the checkpoint, whose evaluation a stop may have postponed.
 
         Raises:
@@ -412,17 +480,18 @@ class _Run:
             return
         was_evaluated = run_state.evaluated_step == checkpoint.step
         is_postponed = evaluation.is_due(checkpoint.step) and not was_evaluated
-        if is_postponed or checkpoint.step == total_steps:
+        total_steps = run_state.total_steps
+        if is_postponed or run_state.is_over(checkpoint.step, total_steps, patience):
             trainer.load_weights(checkpoint.path)
         if is_postponed:
             evaluation.evaluate(checkpoint.step)
             if run_state.evaluated_step != checkpoint.step:
                 raise StopRequested
-        if checkpoint.step < total_steps:
+        if not run_state.is_over(checkpoint.step, total_steps, patience):
             trainer.train(resume_from_checkpoint=str(checkpoint.path))
 
-    def _save_model(self, model: Any, assets: Assets) -> None:
-        """Save weights and tokenizer."""
+    def _save_model(self, model: Any, assets: Assets, target: Path | None = None) -> None:
+        """Save weights and tokenizer in `target`, by default the folder of the run's model."""
         from neftcli.models.gguf import settings_reference
         from neftcli.models.settings_files import (
             read_base_settings,
@@ -432,7 +501,8 @@ class _Run:
         )
         from neftcli.training.trainer import save_weights
 
-        self.notify(Phase(PhaseId.SAVING_MODEL))
+        if target is None:  # the best weights so far are saved without interrupting the display
+            self.notify(Phase(PhaseId.SAVING_MODEL))
         if not distributed.is_main_process():
             return
         reference, tokenizer = assets.reference, assets.chat.tokenizer
@@ -443,7 +513,7 @@ class _Run:
             location = reference.portable_name() if reference.alias else base.location
             model.peft_config["default"].base_model_name_or_path = location
             model.peft_config["default"].revision = reference.revision
-        with self.directory.replace_model() as folder:
+        with self.directory.replace_model(target) as folder:
             save_weights(model, folder)
             if not has_adapter:
                 write_config(folder, config, str(model.dtype).removeprefix("torch."))
@@ -489,11 +559,13 @@ class _Run:
     def _finish(self, finished: RunFinished, assets: Assets, notes: Sequence[str]) -> None:
         """Write the model card and the results, and remove the checkpoints."""
         from neftcli.models.settings_files import needs_transformers_5
-        from neftcli.training.model_card import model_card
+        from neftcli.training.model_card import model_card, selection_note
 
         model = self.directory.model
         weights = {file.name: file_sha256(file) for file in sorted(model.glob("*.safetensors"))}
         self.record.update(weights_sha256=weights)
+        if note := selection_note(self.record.fields):
+            notes = [*notes, note]
         if setting := needs_transformers_5(model):
             notes = [*notes, f"like its base model it needs transformers 5: {setting}"]
         chat = assets.prepared.counts.format != "text"
@@ -501,5 +573,8 @@ class _Run:
         atomic_write(model / "README.md", card)
         results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
         self.record.end("finished", results=results)
+        for reporter in self.reporters:
+            with suppress(OSError):  # the run is finished, even if its record can't be written again
+                reporter.finish("finished", finished)
         if not self.directory.remove_checkpoints():
             self.notify(Notice(f"{self.directory.checkpoints} can't be removed; it is not needed any more"))

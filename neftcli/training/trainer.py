@@ -24,10 +24,10 @@ from neftcli.kernels.cross_entropy import fused_linear_cross_entropy, supports_f
 from neftcli.kernels.lora import fusable_lora_layers, fused_lora
 from neftcli.neftune import measure_strength, paired
 from neftcli.runs.checkpoints import RUN_STATE
-from neftcli.runs.directory import METRICS, RECIPE
+from neftcli.runs.directory import BEST_MODEL, METRICS, RECIPE
 from neftcli.system.device import deterministic_operations
 from neftcli.system.distributed import COLLECTIVE_TIMEOUT, all_gather_object, rank, world_size
-from neftcli.system.files import atomic_write, fsync_path
+from neftcli.system.files import atomic_write, fsync_path, link_or_copy_folder
 from neftcli.training.failures import raise_if_full
 from neftcli.training.progress import count_steps
 
@@ -170,6 +170,7 @@ class NeftTrainer(SFTTrainer):
     def load_weights(self, checkpoint: Path) -> None:
         """Load the weights of a checkpoint, without optimiser and states."""
         self._load_from_checkpoint(str(checkpoint))
+        self.accelerator.wait_for_everyone()  # the main process may move the folder
 
     def save_final_checkpoint(self, step: int) -> None:
         """Save a checkpoint after the last step, `step`, if this process trained it and there is none yet."""
@@ -201,6 +202,7 @@ class NeftTrainer(SFTTrainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 atomic_write(checkpoints.path(step) / RECIPE, self._run_state.recipe_yaml)
+                self._add_best_model(checkpoints.path(step))
                 if (metrics := checkpoints.folder.parent / METRICS).is_file():
                     fsync_path(metrics)
                 checkpoints.publish(step, {**self._run_state.manifest, "processes": world_size()})
@@ -212,6 +214,16 @@ class NeftTrainer(SFTTrainer):
                 if self.args.should_save:
                     checkpoints.discard(step)
             raise
+
+    def _add_best_model(self, checkpoint: Path) -> None:
+        """Add the best weights so far to a checkpoint, so that a run resumed from it selects the same ones.
+
+        They are one folder further down: transformers reads a folder with an adapter as a second adapter.
+        """
+        best = self._checkpoints.folder.parent / BEST_MODEL
+        if best.is_dir():
+            (checkpoint / BEST_MODEL).mkdir()
+            link_or_copy_folder(best, checkpoint / BEST_MODEL / BEST_MODEL)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the weights or the adapter, without the pickled arguments, which can contain a token."""
@@ -320,6 +332,7 @@ def _arguments(recipe: Recipe, compute: ComputeConfig, rows: TokenDataset, folde
     total = num_training_steps(recipe, rows.lengths())
     return SFTConfig(
         output_dir=str(folder),
+        run_name=folder.parent.name,  # for trackers
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps or -1,
         per_device_train_batch_size=training.per_device_train_batch_size,

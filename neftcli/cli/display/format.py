@@ -159,6 +159,28 @@ def _(event: events.TrainingStarted) -> list[Line]:
 
 
 @lines.register
+def _(event: events.TrackerOpened) -> list[Line]:
+    return [Line("tracker", f"{event.tracker}: {event.view or event.location}", "dim")]
+
+
+@lines.register
+def _(event: events.ModelSelected) -> list[Line]:
+    selected = []
+    if event.patience is not None:
+        evaluations = count_noun(event.patience, "evaluation")
+        steps = f"step {event.last_step} of {event.total_steps}"
+        selected.append(f"stopped early after {steps}: no lower held-out loss in {evaluations}")
+    if event.keep == "best":
+        last = f"; step {event.last_step} had {loss(event.last_held_out_loss)}"
+        selected.append(
+            f"kept the weights after step {event.step}, held-out loss {loss(event.held_out_loss)}"
+            f"{last if event.step != event.last_step else ', the last step'}"
+        )
+        selected.append("this loss selected the step, so it is lower than on new rows: neft eval --dataset FILE")
+    return [Line("model", text) for text in selected[:-1]] + [Line("model", selected[-1], "dim")]
+
+
+@lines.register
 def _(event: events.EvaluationDataReady) -> list[Line]:
     answers = "" if event.with_answer == event.rows else f", {event.with_answer} with a reference answer"
     read = count_noun(event.rows_read, "row")

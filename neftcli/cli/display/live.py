@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 from functools import singledispatchmethod
@@ -54,7 +55,7 @@ class LiveDisplay:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, markup=False, emoji=False)
+        self.console = console or Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
         self._rows: list[_LogRow] = []
         self._left_out = 0
         self._run = ""

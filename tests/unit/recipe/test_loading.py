@@ -27,7 +27,7 @@ from neftcli.recipe.loading import (
     resolve_recipe,
     to_yaml,
 )
-from neftcli.recipe.schema import Adapter, Neftune, Option, Quantization, Recipe
+from neftcli.recipe.schema import Adapter, Neftune, Option, Quantization, Recipe, Training
 from neftcli.recipe.yaml_file import Layer, Setting
 
 SHOW = "  hint     neft recipes show quickstart --all    to see every option with its default"
@@ -706,6 +706,7 @@ def without_contradictions(recipe: Recipe) -> Recipe:
     recipe = replace(recipe, evaluation=replace(recipe.evaluation, judge=plain))
     if recipe.data.sources:
         recipe = replace(recipe, data=replace(recipe.data, source="builtin"))
+    recipe = replace(recipe, training=replace(recipe.training, keep="last", patience=None))
     if recipe.adapter.type == "lora":
         return recipe
     return replace(recipe, adapter=replace(recipe.adapter, modules_to_save=()), quantization=Quantization())
@@ -718,6 +719,7 @@ RECIPES = section(Recipe).map(without_contradictions)
 @given(recipe=RECIPES)
 @example(recipe=Recipe(adapter=Adapter(type="lora", target_modules=())))
 @example(recipe=Recipe(name="\ufeff\u2028\x85\0 ", about=" \t#\r\n"))
+@example(recipe=Recipe(training=Training(keep="best", patience=2, report_to=("wandb", "mlflow"))))
 @example(recipe=Recipe(name="a\x85b", about="a\u2028 b\u2029"))
 def test_to_yaml_round_trip(recipe: Recipe) -> None:
     again = load(to_yaml(recipe))
@@ -733,7 +735,11 @@ def layer_of(recipe: Recipe) -> Layer:
 
 
 # These can't contradict others.
-FREE = [key.path for key in keys() if not key.path.startswith(("adapter.", "quantization.", "data.source"))]
+FREE = [
+    key.path
+    for key in keys()
+    if not key.path.startswith(("adapter.", "quantization.", "data.source", "training.keep", "training.patience"))
+]
 
 
 @quietly
@@ -838,3 +844,49 @@ def test_run_name_any_alpha_is_valid(alpha: float) -> None:
     from neftcli.runs.directory import require_valid_name
 
     require_valid_name(Recipe(name="x", neftune=Neftune(alpha=alpha)).run_name())
+
+
+def test_recipe_fingerprint_of_trackers_and_selection() -> None:
+    """Trackers change no weights; the number of evaluations does, if they select the weights."""
+
+    def fingerprint(*assignments: str) -> str:
+        return recipe_fingerprint(resolve_recipe([parse_assignment(text) for text in assignments]))
+
+    plain, best = fingerprint(), fingerprint("training.keep=best")
+    assert fingerprint("training.report_to=[tensorboard]") == plain
+    assert fingerprint("evaluation.every=0.1") == plain
+    assert fingerprint("training.patience=2") not in (plain, best)
+    assert fingerprint("training.keep=best", "evaluation.every=0.1") != best != plain
+    recipes = [resolve_recipe([parse_assignment(f"evaluation.every={every}")]) for every in (0.25, 0.1)]
+    assert recipe_differences(*recipes) == {}
+    selecting = [replace(recipe, training=replace(recipe.training, keep="best")) for recipe in recipes]
+    assert recipe_differences(*selecting) == {"evaluation.every": (0.25, 0.1)}
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message", "hint"),
+    [
+        (
+            ["training.keep=best", "data.held_out_rows=0"],
+            "training.keep best needs a held-out split",
+            "--held-out-rows 200",
+        ),
+        (
+            ["training.patience=2", "data.held_out_rows=0"],
+            "training.patience needs a held-out split",
+            "--held-out-rows 200",
+        ),
+        (
+            ["training.keep=best", "evaluation.every=1"],
+            "training.keep best needs evaluations during training",
+            "--set evaluation.every=0.1",
+        ),
+        (["training.patience=3"], "training.patience never stops the training", "--set evaluation.every=0.12"),
+    ],
+)
+def test_resolve_recipe_selection_without_evaluations(assignments: list[str], message: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        resolve_recipe([parse_assignment(text) for text in assignments])
+    [problem] = raised.value.problems
+    assert message in problem.message
+    assert problem.hint == hint

@@ -24,6 +24,7 @@ from tests.conftest import new_run
 
 RECIPE = Recipe(name="tiny", neftune=Neftune(alpha=10.0, noise="gaussian"), training=Training(seed=3))
 FIELDS = {
+    "trackers",
     "status",
     "started",
     "finished",

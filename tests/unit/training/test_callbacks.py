@@ -202,3 +202,37 @@ def test_progress_callback_time_left_at_the_end(collector: Collector, clock: Fak
     Loop(collector, clock, 5).run()
     last = [event for event in collector.events if isinstance(event, events.TrainingProgress)][-1]
     assert (last.step, last.total_steps, last.remaining) == (5, 5, 3.0)
+
+
+HELD_OUT = {2: 3.0, 4: 2.0, 6: 2.0, 8: 2.5, 10: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("patience", "last_step", "saved"),
+    [(None, 10, [2, 4]), (3, 10, [2, 4]), (2, 8, [2, 4]), (1, 6, [2, 4])],
+)
+def test_evaluation_callback_best_and_patience(
+    patience: int | None, last_step: int, saved: list[int], collector: Collector, clock: FakeClock
+) -> None:
+    """An equal loss is no improvement; the model of the last step is saved anyway, so it is not saved as the best."""
+    loop = Loop(
+        collector, clock, 10, 0.2, measure=lambda step: LossEvaluation(events.Evaluated(step, HELD_OUT[step], 1.0), ())
+    )
+    best: list[int] = []
+    schedule, stop = EvaluationSchedule(10, 0.2), StopSignal()
+    loop.callbacks[1] = EvaluationCallback(
+        collector,
+        TrainingClock(schedule, SavePlan(None, None), 2.0, 1.0, clock),
+        schedule,
+        lambda step: LossEvaluation(events.Evaluated(step, HELD_OUT[step], 1.0), ()),
+        lambda: None,
+        loop.run_state,
+        stop,
+        save_best=lambda: best.append(loop.state.global_step),
+        patience=patience,
+    )
+    loop.run()
+    assert (loop.state.global_step, best) == (last_step, saved)
+    assert loop.run_state.best is not None
+    assert loop.run_state.best.losses.step == (10 if last_step == 10 else 4)
+    assert loop.run_state.is_over(last_step, 10, patience)

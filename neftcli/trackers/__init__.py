@@ -1,0 +1,1 @@
+"""Experiment trackers: `registry.py` has one entry for each."""

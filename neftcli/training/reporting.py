@@ -1,0 +1,292 @@
+"""Report a run to experiment trackers. A tracker that fails does not end the run, and none changes the weights.
+
+What the trainer logs goes to transformers' own callbacks. neft adds, by the same callbacks, its evaluations and the
+strength of the noise, and by `neftcli.trackers` the recipe and the results. Rows that an earlier process has reported
+are not reported again.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import os
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback, TrainerState
+
+from neftcli.errors import InputError, Problem, first_line
+from neftcli.events import Evaluated, NoiseMeasured, Notice, Observer, RunFinished, StepLogged, TrackerOpened
+from neftcli.recipe.keys import keys
+from neftcli.recipe.loading import to_yaml, value_at
+from neftcli.runs.directory import CELLS, METRICS, RunDirectory, find_sweep
+from neftcli.runs.schemas import MetricsLine, read_jsonl
+from neftcli.system.network import redact_password
+from neftcli.trackers.backends import EVALUATIONS, HELD_OUT_LOSS, LOG_ROWS, Backend, TrackedRun
+from neftcli.trackers.registry import TRACKERS, Tracker
+
+if TYPE_CHECKING:
+    from neftcli.recipe.schema import Recipe
+    from neftcli.runs.record import RunRecord
+    from neftcli.training.resume import ResumeState
+    from neftcli.training.trainer import NeftTrainer
+
+SECRET = re.compile(r"(KEY|TOKEN|PASSWORD|SECRET)$")
+"""Names of environment variables whose values appear in no message."""
+SHORTEST_SECRET = 6
+TRACKERS_FOLDER = "trackers"
+HIDDEN = "***"
+PROBE_LOSS = "eval_train_loss_noise_off"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Connection:
+    """A tracker of this run.
+
+    Attributes:
+        tracker: Its entry in the registry.
+        backend: Its run.
+        callback: transformers' callback.
+        reported: Last step that an earlier process has reported, by kind of row.
+        problem: Why it is incomplete; empty if it is complete.
+        is_over: It has failed, so nothing more is reported.
+    """
+
+    tracker: Tracker
+    backend: Backend
+    callback: Any = None
+    reported: Mapping[str, int] = field(default_factory=dict)
+    problem: str = ""
+    is_over: bool = False
+
+
+class Reporter(TrainerCallback):
+    """Reports a run to its trackers; a callback of the trainer, in the main process only.
+
+    Args:
+        recipe: The resolved recipe, as in the run's files.
+        directory: The run's folder, whose `metrics.jsonl` still has all rows of earlier processes.
+        record: The run's record, which stores the ids of the trackers' runs.
+        resume: The state that the run resumes from; None for a new run.
+        observer: Receives notices.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: RunDirectory,
+        record: RunRecord,
+        resume: ResumeState | None,
+        observer: Observer,
+    ) -> None:
+        self._recipe, self._record, self._observer = recipe, record, observer
+        self._connections: list[_Connection] = []
+        self._pending: list[Evaluated | NoiseMeasured] = []
+        self._trainer: NeftTrainer | None = None
+        self._step = resume.step if resume else 0
+        is_cell = directory.path.parent.name == CELLS and find_sweep(str(directory.path.parent.parent)) is not None
+        sweep = directory.path.parent.parent if is_cell else None
+        earlier = record.fields["trackers"]
+        logged = _logged_steps(directory)
+        for tracker_id in dict.fromkeys(recipe.training.report_to):
+            tracker = TRACKERS[tracker_id]
+            if switch := tracker.switch():
+                observer.notify(Notice(f"nothing is reported to {tracker.name}: {switch} switches it off"))
+                continue
+            run = TrackedRun(
+                name=directory.path.name,
+                store=(sweep or directory.path) / TRACKERS_FOLDER,
+                group=sweep.name if sweep else None,
+                id=earlier.get(tracker_id, {}).get("id"),
+                step=self._step,
+                resumes=tracker_id in earlier,
+            )
+            problem = earlier.get(tracker_id, {}).get("problem", "")
+            connection = _Connection(tracker, tracker.backend(run), problem=problem)
+            self._connections.append(connection)
+            is_mixed = resume is not None and bool(resume.changes)  # its rows differ from those that were reported
+            self._start(connection, logged, is_mixed=is_mixed, must_start=resume is None and sweep is None)
+
+    def _start(self, connection: _Connection, logged: Mapping[str, int], *, is_mixed: bool, must_start: bool) -> None:
+        """Start or resume the run of a tracker.
+
+        Raises:
+            InputError: It can't be started, and nothing would be lost by not training.
+        """
+        backend = connection.backend
+
+        def start() -> None:
+            connection.callback = backend.start()
+            if backend.run.resumes and not is_mixed:
+                reported = backend.reported_steps()
+                connection.reported = logged if reported is None else reported
+
+        self._call(connection, start)
+        if connection.is_over and must_start:
+            name, others = connection.tracker.id, [other for other in self._connections if other is not connection]
+            for other in others:
+                self._call(other, lambda other=other: other.backend.finish("failed"))  # type: ignore[misc]
+            message = f"training.report_to: {name} can't be started"
+            hint = "make it work, or leave it out of --report-to"
+            raise InputError(Problem(message, connection.problem, hint))
+        self._write_record()
+        if not connection.is_over:
+            self._observer.notify(TrackerOpened(connection.tracker.id, backend.location, backend.view))
+
+    def begin(self, trainer: NeftTrainer) -> None:
+        """Describe the run to the trackers, before its first step, and report what was measured so far."""
+        self._trainer = trainer
+        settings = {key.path: value_at(self._recipe, key.path) for key in keys()}
+        plain = {path: list(value) if isinstance(value, tuple) else value for path, value in settings.items()}
+        plain = {path: dict(value) if isinstance(value, Mapping) else value for path, value in plain.items()}
+        recipe = to_yaml(self._recipe)
+        for connection in self._connections:
+            arguments = (trainer.args, self._state(self._step), trainer.control)
+            self._call(connection, lambda: connection.callback.on_train_begin(*arguments, model=trainer.model))  # noqa: B023
+            self._call(connection, lambda: connection.backend.add_settings(plain, recipe))  # noqa: B023
+        self._write_record()  # some trackers have their id only now
+        for event in self._pending:
+            self.report(event)
+        trainer.add_callback(self)
+
+    def report(self, event: Evaluated | NoiseMeasured) -> None:
+        """Report an evaluation, or the strength of the noise."""
+        if self._trainer is None:
+            self._pending.append(event)
+        elif isinstance(event, Evaluated):
+            losses = {HELD_OUT_LOSS: event.held_out_loss, PROBE_LOSS: event.train_loss}
+            logs = {name: loss for name, loss in losses.items() if loss is not None}
+            self._log(EVALUATIONS, self._state(event.step), logs)
+        elif not self._step:
+            self._log(LOG_ROWS, self._state(0), {"noise_to_embedding": event.ratio})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        """Pass on what the trainer logs."""
+        self._log(LOG_ROWS, state, logs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Pass on that a checkpoint was saved, which some trackers upload if their environment says so."""
+        for connection in self._connections:
+            self._call(connection, lambda: connection.callback.on_save(args, state, control, **kwargs))  # noqa: B023
+
+    def finish(self, status: str, results: RunFinished | None = None) -> None:
+        """Report the results, end the trackers' runs, and say which are incomplete."""
+        if self._trainer is not None:
+            trainer, state = self._trainer, self._state(max(self._step, self._trainer.state.global_step))
+            losses = (
+                {}
+                if results is None
+                else {
+                    "held_out_loss": results.held_out_loss,
+                    "train_loss_noise_off": results.train_loss,
+                    "base_held_out_loss": results.base_held_out_loss,
+                    "base_train_loss": results.base_train_loss,
+                }
+            )
+            final = {name: loss for name, loss in losses.items() if loss is not None}
+            for connection in self._connections:
+                callback = connection.callback
+                if final:
+                    self._call(connection, lambda: connection.backend.add_results(final, state.global_step))  # noqa: B023
+                self._call(
+                    connection,
+                    lambda: callback.on_train_end(  # noqa: B023
+                        trainer.args, state, trainer.control, model=trainer.model, processing_class=None
+                    ),
+                )
+        for connection in self._connections:
+            self._call(connection, lambda: connection.backend.finish(status))  # noqa: B023
+        self._write_record()
+        if status == "finished":
+            for connection in self._connections:
+                if connection.problem:
+                    message = f"{connection.tracker.name} has only a part of this run ({connection.problem}); all rows"
+                    self._observer.notify(Notice(f"{message} are in {METRICS}"))
+        self._connections.clear()
+
+    def _log(self, kind: str, state: Any, logs: Mapping[str, float]) -> None:
+        if self._trainer is None:
+            return
+        trainer, control = self._trainer, copy.copy(self._trainer.control)
+        for connection in self._connections:
+            if state.global_step <= connection.reported.get(kind, -1):
+                continue
+            self._call(
+                connection,
+                lambda: connection.callback.on_log(  # noqa: B023
+                    trainer.args, state, control, logs=dict(logs), model=trainer.model
+                ),
+            )
+
+    def _state(self, step: int) -> TrainerState:
+        """Return a state of the trainer as callbacks read it."""
+        state = TrainerState() if self._trainer is None else copy.copy(self._trainer.state)
+        state.global_step, state.is_world_process_zero = step, True
+        return state
+
+    def _call(self, connection: _Connection, action: Callable[[], object]) -> None:
+        """Call a tracker; if it fails, notify the observer and leave it alone from then on."""
+        if connection.is_over:
+            return
+        try:
+            with _preserved_random_state(), _without_output():
+                action()
+        except Exception as error:
+            connection.is_over, connection.problem = True, redact(f"{type(error).__name__}: {first_line(error)}")
+            logger.warning("%s failed: %s", connection.tracker.id, connection.problem)
+            if self._trainer is not None or connection.backend.run.resumes or connection.backend.run.group:
+                problem = f"{connection.tracker.name} failed: {connection.problem}"
+                self._observer.notify(Notice(f"{problem}; the run goes on without it"))
+
+    def _write_record(self) -> None:
+        trackers = dict(self._record.fields["trackers"])
+        for connection in self._connections:
+            entry = {"id": connection.backend.id, "location": connection.backend.location}
+            trackers[connection.tracker.id] = {**entry, "problem": connection.problem}
+        self._record.update(trackers=trackers)
+
+
+def redact(text: str) -> str:
+    """Return a text without the values of secret environment variables and without passwords in URLs."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= SHORTEST_SECRET:
+            text = text.replace(value, HIDDEN)
+    return " ".join(redact_password(word) for word in text.split(" "))
+
+
+def _logged_steps(directory: RunDirectory) -> dict[str, int]:
+    """Return the last step in `metrics.jsonl` by kind of row; each row was written before it was reported."""
+    steps: dict[str, int] = {}
+    for _, row in read_jsonl(directory.path / METRICS, MetricsLine):
+        if row is not None and row["event"] in (StepLogged.id, Evaluated.id):
+            steps[row["event"]] = max(row["step"], steps.get(row["event"], 0))
+    return steps
+
+
+@contextmanager
+def _preserved_random_state() -> Iterator[None]:
+    """Restore the global random states after the block: a tracker draws names and ids."""
+    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
+
+
+@contextmanager
+def _without_output() -> Iterator[None]:
+    """Drop what trackers print within the block: stdout is the display's, or JSON."""
+    dropped = io.StringIO()
+    with redirect_stdout(dropped), redirect_stderr(dropped):
+        yield

@@ -1,0 +1,225 @@
+"""`--report-to`: real trackers, whose files are read back.
+
+Oracles: the run's own `metrics.jsonl`, and the weights of the same run without trackers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.trackers.backends import TensorBoard, read_wandb_records
+from tests.conftest import Result, events, neft_process
+from tests.killed_runs import SETTINGS, Killer, run_result, run_training
+
+Neft = Callable[..., Result]
+Row = tuple[int, float]
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+def needs(module: str) -> pytest.MarkDecorator:
+    """Skip a test if a tracker is not installed."""
+    return pytest.mark.skipif(find_spec(module) is None, reason=f"{module} is not installed")
+
+
+def weights(run: Path) -> str:
+    """Return the hash of a run's weights."""
+    return sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def logged(run: Path) -> tuple[list[Row], list[Row]]:
+    """Return the losses and the held-out losses of metrics.jsonl, with their steps."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [(row["step"], row["loss"]) for row in rows if row["event"] == "training.step"]
+    return losses, [(row["step"], row["held_out_loss"]) for row in rows if row["event"] == "training.evaluated"]
+
+
+def tensorboard_rows(folder: Path) -> tuple[list[Row], list[Row]]:
+    """Read the losses and the held-out losses that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(folder))
+    shown.Reload()
+    losses, held_out = shown.Scalars("train/loss"), shown.Scalars("eval/held_out_loss")
+    return [(row.step, row.value) for row in losses], [(row.step, row.value) for row in held_out]
+
+
+def mlflow_rows(store: Path) -> tuple[list[Row], list[Row]]:
+    """Read the losses and the held-out losses of the only run in a file store."""
+    import mlflow
+
+    os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+    client = mlflow.MlflowClient(store.absolute().as_uri())
+    [run] = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert (run.info.status, run.data.params["neft.neftune.alpha"]) == ("FINISHED", "5.0")
+    parts = [client.get_metric_history(run.info.run_id, name) for name in ("loss", "eval_held_out_loss")]
+    losses, held_out = [[(metric.step, metric.value) for metric in part] for part in parts]
+    return losses, held_out
+
+
+def wandb_rows(folder: Path) -> tuple[list[Row], list[Row]]:
+    """Read the losses and the held-out losses of all parts of an offline run, in their order."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    losses, held_out, ids = [], [], set()
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        for content in read_wandb_records(file.read_bytes()):
+            record = Record.FromString(content)
+            if record.run.run_id:
+                ids.add(record.run.run_id)
+            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            step = row.get("train/global_step")
+            losses += [(step, row["train/loss"])] if "train/loss" in row else []
+            held_out += [(step, row["eval/held_out_loss"])] if "eval/held_out_loss" in row else []
+    assert len(ids) == 1
+    return losses, held_out
+
+
+def trackio_rows(run: Path) -> tuple[list[Row], list[Row]]:
+    """Read the losses and the held-out losses of a local database, in a process of its own."""
+    import sqlite3
+
+    losses, held_out = [], []
+    with sqlite3.connect(run / "trackers" / "trackio" / "neft.db") as database:
+        for (metrics,) in database.execute("SELECT metrics FROM metrics ORDER BY step"):
+            row = json.loads(metrics)
+            losses += [(row["train/global_step"], row["train/loss"])] if "train/loss" in row else []
+            held_out += [(row["train/global_step"], row["eval/held_out_loss"])] if "eval/held_out_loss" in row else []
+    return losses, held_out
+
+
+def close(rows: tuple[list[Row], list[Row]]) -> list[Any]:
+    """Return rows for a comparison with those that TensorBoard stores in 32 bits, or trackers round."""
+    return [[(step, pytest.approx(value, rel=1e-6)) for step, value in part] for part in rows]
+
+
+@needs("tensorboard")
+def test_tensorboard(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+    """All rows arrive, with the recipe and the results; the weights are those of the run without."""
+    said = neft(*quick, "--report-to", "tensorboard", "--json")
+    assert said.code == 0, said.err
+    run = tmp_path / "runs" / "tiny-a5-s0"
+    [opened] = [event for event in events(said.out) if event["event"] == "tracker.opened"]
+    folder = run / "trackers" / "tensorboard"
+    assert (opened["tracker"], opened["location"]) == ("tensorboard", str(folder))
+    assert tensorboard_rows(folder) == tuple(close(logged(run)))
+    content = b"".join(file.read_bytes() for file in folder.iterdir())
+    for expected in (b"max_steps: 4", b"final/held_out_loss", b"eval/train_loss_noise_off", b"noise_to_embedding"):
+        assert expected in content
+    record = json.loads((run / "run.json").read_text())["trackers"]
+    assert record == {"tensorboard": {"id": None, "location": str(folder), "problem": ""}}
+
+    assert neft(*quick).code == 0
+    without = tmp_path / "runs" / "tiny-a5-s0-2"
+    assert weights(without) == weights(run)
+    assert logged(without) == logged(run)
+    assert not (without / "trackers").exists()
+
+
+@needs("tensorboard")
+def test_tracker_fails_in_the_middle(
+    neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on, and the failure is reported once, and at the end; a key in its message is hidden."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    add = SummaryWriter.add_scalar
+
+    def fail(self: Any, name: str, value: float, step: int) -> None:
+        if step == 2:
+            raise OSError(28, f"No space left on device: {KEY}")
+        add(self, name, value, step)
+
+    monkeypatch.setenv("SOME_API_KEY", KEY)
+    monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
+    said = neft(*quick, "--report-to", "tensorboard")
+    assert said.code == 0, said.err
+    problem = "OSError: [Errno 28] No space left on device: ***"
+    assert said.out.count(f"note: TensorBoard failed: {problem}; the run goes on without it") == 1
+    assert f"note: TensorBoard has only a part of this run ({problem}); all rows are in metrics.jsonl" in said.out
+    run = tmp_path / "runs" / "tiny-a5-s0"
+    assert len(logged(run)[0]) == 4
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["trackers"]["tensorboard"]["problem"]) == ("finished", problem)
+    assert KEY not in said.out + said.err + (run / "train.log").read_text()
+
+
+@needs("tensorboard")
+def test_tracker_does_not_start(neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: TensorBoard) -> None:
+        raise OSError("no such server")
+
+    monkeypatch.setattr(TensorBoard, "start", fail)
+    said = neft(*quick, "--report-to", "tensorboard")
+    assert said.code == 2
+    assert "training.report_to: tensorboard can't be started\n  got      OSError: no such server\n" in said.err
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_tracker_switched_off(neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its package is installed or not."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    said = neft(*quick, "--report-to", "wandb")
+    assert said.code == 0, said.err
+    assert "note: nothing is reported to Weights & Biases: WANDB_MODE=disabled switches it off" in said.out
+    assert not (tmp_path / "runs" / "tiny-a5-s0" / "trackers").exists()
+
+
+READERS: dict[str, Callable[[Path], tuple[list[Row], list[Row]]]] = {
+    "tensorboard": lambda run: tensorboard_rows(run / "trackers" / "tensorboard"),
+    "mlflow": lambda run: mlflow_rows(run / "trackers" / "mlflow"),
+    "wandb": lambda run: wandb_rows(run / "trackers"),
+    "trackio": trackio_rows,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", [pytest.param(tracker, marks=needs(tracker)) for tracker in READERS])
+def test_tracker_after_kill(
+    tracker: str,
+    tiny_folder: Callable[[str], Path],
+    rows_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A killed and resumed run continues the tracker's run: each step is there once. No key is in any file."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    settings = {**SETTINGS, "model.name": tiny_folder("llama"), "data.source": rows_file, "training.logging_steps": 1}
+    assert run_training(settings, tmp_path / "without") == 0
+    settings["training.report_to"] = f"[{tracker}]"
+    assert run_training(settings, tmp_path / "with", killer=Killer(8)) == -signal.SIGKILL
+    run = tmp_path / "with" / "run-a5-s0"
+    before = json.loads((run / "run.json").read_text())["trackers"][tracker]
+    assert run_training(settings, tmp_path / "with", resume=run) == 0
+    after = json.loads((run / "run.json").read_text())["trackers"][tracker]
+    assert (after["id"], after["problem"]) == (before["id"], "")
+    assert READERS[tracker](run) == tuple(close(logged(run)))
+    assert run_result(run) == run_result(tmp_path / "without" / "run-a5-s0")
+    for file in run.rglob("*"):
+        assert not file.is_symlink()
+        assert file.is_dir() or KEY.encode() not in file.read_bytes()
+
+
+@pytest.mark.slow
+@needs("tensorboard")
+def test_tracker_of_a_sweep(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
+    """Each cell has a sub-folder in the sweep's folder."""
+    settings = {**SETTINGS, "data.held_out_rows": 8, "evaluation.samples": 0, "sweep.answers": "false"}
+    settings |= {"model.name": tiny_folder("llama"), "data.source": rows_file, "output_dir": tmp_path}
+    settings |= {"data.max_rows": 60, "training.max_steps": 2, "sweep.alphas": "[0, 5]", "sweep.seeds": 1}
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    said = neft_process("sweep-alpha", *sets, "--report-to", "tensorboard")
+    assert said.code == 0, said.err
+    folder = tmp_path / "run-sweep" / "trackers" / "tensorboard"
+    assert {path.name for path in folder.iterdir()} == {"run-a0-s0", "run-a5-s0"}
+    for path in folder.iterdir():
+        assert tensorboard_rows(path) == tuple(close(logged(tmp_path / "run-sweep" / "cells" / path.name)))

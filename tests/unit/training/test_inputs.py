@@ -1,0 +1,45 @@
+"""Inputs of a run whose weights are selected by the held-out loss: there must be held-out rows.
+
+Oracle: four rows, of which a fifth is none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from neftcli.errors import DataError
+from neftcli.recipe.loading import parse_assignment, read_recipe_layers, resolve_recipe
+from neftcli.training.inputs import prepare_inputs
+
+
+class Silent:
+    """Observer that ignores all events."""
+
+    def notify(self, event: object) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("setting", "option"), [("keep=best", "training.keep best"), ("patience=1", "training.patience"), ("seed=1", None)]
+)
+def test_no_held_out_rows_to_select_by(
+    setting: str, option: str | None, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"Say {word}", "completion": word}) + "\n" for word in "abcd"))
+    sets = {"model.name": tiny_folder("llama"), "data.source": rows, "evaluation.every": 0.2}
+    assignments = [*(f"{key}={value}" for key, value in sets.items()), f"training.{setting}"]
+    recipe = resolve_recipe([*read_recipe_layers("quickstart"), *map(parse_assignment, assignments)])
+    assert recipe.data.held_out_rows > 0
+    if option is None:
+        assert len(prepare_inputs(recipe, Silent())[0].held_out) == 0
+        return
+    with pytest.raises(DataError) as error:
+        prepare_inputs(recipe, Silent())
+    [problem] = error.value.problems
+    assert f"{option} needs held-out rows, and no row could be held out" in problem.message
+    assert problem.received.startswith("4 rows for training, data.held_out_rows ")
