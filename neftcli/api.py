@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from neftcli.recipe.yaml_file import Layer
     from neftcli.training.signals import StopSignal
 
-Settings = Mapping[str, Any]
+RecipeSettings = Mapping[str, Any]
 """Dotted keys of a recipe with their values: `{"training.max_steps": 20}`."""
 
 
@@ -75,7 +75,7 @@ class Run:
 
 def train(
     recipe: str | PathLike[str] | None = None,
-    settings: Settings | None = None,
+    settings: RecipeSettings | None = None,
     *,
     resume: str | PathLike[str] | None = None,
     progress: bool | Observer = True,
@@ -115,7 +115,7 @@ def train(
 def evaluate(
     target: Run | str | PathLike[str],
     baseline: Run | str | PathLike[str] | None = None,
-    settings: Settings | None = None,
+    settings: RecipeSettings | None = None,
     *,
     dataset: str | PathLike[str] | None = None,
     split: str | None = None,
@@ -162,7 +162,7 @@ def evaluate(
 def sweep_alpha(
     alphas: Sequence[float],
     recipe: str | PathLike[str] = QUICKSTART,
-    settings: Settings | None = None,
+    settings: RecipeSettings | None = None,
     *,
     seeds: int = 3,
     progress: bool | Observer = True,
@@ -195,7 +195,7 @@ def sweep_alpha(
     return report
 
 
-def _layer(settings: Settings | None) -> Layer:
+def _layer(settings: RecipeSettings | None) -> Layer:
     """Return settings as a layer of the recipe, with values by the rules of a recipe file."""
     from neftcli.recipe.yaml_file import Setting, read_value
 

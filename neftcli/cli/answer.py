@@ -7,16 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from neftcli.cli.chat import GENERATION_KEYS
+from neftcli.cli.chat import CHAT_FLAGS
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.cli.options import with_overrides
 from neftcli.system.distributed import require_single_process
 
-WITH_FLAGS = ("model.revision", "model.chat_template", "model.trust_remote_code", "data.format", *GENERATION_KEYS)
 
-
-@with_overrides("answer", WITH_FLAGS, "the run's")
+@with_overrides("answer", CHAT_FLAGS, "the run's")
 def answer(
     overrides: list[dict[str, Any]],
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder or name of a run, or a model")],

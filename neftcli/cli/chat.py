@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from neftcli.events import Observer
     from neftcli.inference.chat import Chat
 
-GENERATION_KEYS = tuple(key.path for key in keys() if key.option.flag and "chat" in key.option.commands)
-WITH_FLAGS = ("model.revision", "model.chat_template", "model.trust_remote_code", "data.format", *GENERATION_KEYS)
+CHAT_FLAGS = (
+    *("model.revision", "model.chat_template", "model.trust_remote_code", "data.format"),
+    *(key.path for key in keys() if key.option.flag and "chat" in key.option.commands),
+)
+"""Options with a flag in `neft chat` and `neft answer`."""
 COMMANDS = {
     "/system": "/system TEXT   set the system turn; without TEXT remove it",
     "/retry": "/retry         answer the last question again; sampled answers have another seed",
@@ -42,7 +45,7 @@ MORE_HELP = (
 )
 
 
-@with_overrides("chat", WITH_FLAGS, "the run's")
+@with_overrides("chat", CHAT_FLAGS, "the run's")
 def chat(
     overrides: list[dict[str, Any]],
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder or name of a run, or a model")],

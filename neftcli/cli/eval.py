@@ -13,10 +13,10 @@ from neftcli.cli.options import with_overrides
 from neftcli.evaluation.exports import EXPORTS
 from neftcli.system.distributed import require_single_process
 
-WITH_FLAGS = ("model.revision", "model.chat_template", "model.trust_remote_code", "data.format", "data.max_length")
+EVAL_FLAGS = ("model.revision", "model.chat_template", "model.trust_remote_code", "data.format", "data.max_length")
 
 
-@with_overrides("eval", WITH_FLAGS, "the run's")
+@with_overrides("eval", EVAL_FLAGS, "the run's")
 def evaluate(
     overrides: list[dict[str, Any]],
     target: Annotated[

@@ -41,7 +41,7 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Base class of typer's usage errors, of which typer exports only some."""
 OTHER_RANKS_WAIT = 30.0
 """Seconds in which the main process can report an error before another process does."""
-LIBRARIES = ("torch", "transformers", "trl")
+SHOWN_LIBRARIES = ("torch", "transformers", "trl")
 """Libraries whose versions --version shows."""
 INTERRUPTED = 130
 """Exit code that typer returns for Ctrl-C."""
@@ -145,7 +145,7 @@ def _library_versions() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = [f"Python {platform.python_version()}"]
-    for name in LIBRARIES:
+    for name in SHOWN_LIBRARIES:
         try:
             versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:

@@ -21,7 +21,7 @@ CELL_KEYS = frozenset(key.path for key in keys() if key.option.flag and not key.
     "training.seed",
     "training.processes",
 }
-ANSWER_KEYS = (
+ANSWER_OPTIONS = (
     *("evaluation.judge.base_url", "evaluation.judge.model", "evaluation.judge.prompt", "evaluation.tasks"),
     *(f"evaluation.task_settings.{name}" for name in ("apply_chat_template", "num_fewshot", "limit")),
 )
@@ -30,7 +30,7 @@ ALPHA = r"\.?\d[\d.]*"
 """A number that was typed as the name of a sweep."""
 
 
-@with_overrides("sweep-alpha", CELL_KEYS | frozenset(ANSWER_KEYS))
+@with_overrides("sweep-alpha", CELL_KEYS | frozenset(ANSWER_OPTIONS))
 def sweep_alpha(
     overrides: list[dict[str, Any]],
     earlier: Annotated[

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from neftcli.data.chat import MARK, ChatFormat, Span
+from neftcli.data.chat import FIRST_MARK, ChatFormat, Span
 from neftcli.data.tokenizer import THINK_END
 from neftcli.errors import DataError, ModelError, Problem
 from neftcli.models.chat_templates import OTHER_TEMPLATE
@@ -73,10 +73,10 @@ class Marks:
             marked = self._chat.render_marked(self._example, self._turns, self._turns is not None)
         except DataError:  # the template examines the contents, and rejects marked ones
             return _MarkPositions({}, frozenset(), reliable=False)
-        any_mark = f"[{chr(MARK)}-{chr(MARK + 2 * len(self._example.turns))}]"
+        any_mark = f"[{chr(FIRST_MARK)}-{chr(FIRST_MARK + 2 * len(self._example.turns))}]"
         positions: dict[int, set[int]] = {}
         for marks_before, mark in enumerate(re.finditer(any_mark, marked)):
-            positions.setdefault(ord(mark[0]) - MARK, set()).add(mark.start() - marks_before)
+            positions.setdefault(ord(mark[0]) - FIRST_MARK, set()).add(mark.start() - marks_before)
         reliable = re.sub(any_mark, "", marked) == self._text
         unique = {}
         for number, number_positions in positions.items():

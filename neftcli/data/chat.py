@@ -42,9 +42,9 @@ QUESTION, ANSWER, ARGUMENT = "Questionmark", "Answermark", "Argumentmark"
 """Texts that occur in no template."""
 WITH_TOOLS = "use a model whose chat template supports tools, or --chat-template FILE with such a template"
 """Hint if a template rejects or leaves out tools."""
-MARK = 0xF8000
+FIRST_MARK = 0xF8000
 """First of the private-use characters around each turn's content by which it is found in a rendering."""
-MAX_SHOWN = 150
+MAX_TEXT_SHOWN = 150
 """Maximum characters of a rendering in a message."""
 
 
@@ -160,7 +160,7 @@ class ChatFormat:
             if context and not knows_input:
                 content = f"{content}\n\n{context}"
             if marked and content:
-                content = f"{chr(MARK + 2 * index)}{content}{chr(MARK + 2 * index + 1)}"
+                content = f"{chr(FIRST_MARK + 2 * index)}{content}{chr(FIRST_MARK + 2 * index + 1)}"
             form = self._forms[turn.role == "assistant"]
             message: dict[str, Any] = {"role": turn.role, "content": content if form == "text" else _parts(content)}
             if context and knows_input:
@@ -394,7 +394,7 @@ def _describe_missing(text: str) -> str:
     missing = [f"{turn} ({content})" for turn, content in turns if content not in text]
     repeated = [f"{turn} ({content})" for turn, content in turns if text.count(content) > 1]
     shown = " ".join(text.split())
-    shown = shown if len(shown) <= MAX_SHOWN else f"...{shown[-MAX_SHOWN:]}"
+    shown = shown if len(shown) <= MAX_TEXT_SHOWN else f"...{shown[-MAX_TEXT_SHOWN:]}"
     verb = "are" if len(missing or repeated) > 1 else "is"
     if missing:
         return f"{' and '.join(missing)} {verb} missing in: {shown}"

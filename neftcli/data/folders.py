@@ -34,7 +34,7 @@ SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 NOT_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 """Files that have the ending of a data file but hold no rows: `datasets.data_files.FILES_TO_IGNORE`."""
 NO_SPLIT = ""
-MAX_NAMES = 5
+MAX_FILES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -331,12 +331,12 @@ def _unknown_config(folder: DataFolder, config: str | None, known: tuple[str, ..
 def _list_folder(folder: DataFolder) -> str:
     with filesystem_errors(folder.name):
         names = sorted(PurePosixPath(path).name for path in folder.fs.ls(folder.root, detail=False))
-    return ", ".join(names[:MAX_NAMES]) or "nothing"
+    return ", ".join(names[:MAX_FILES_SHOWN]) or "nothing"
 
 
 def _list_names(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+    return ", ".join(names[:MAX_FILES_SHOWN]) + (", ..." if len(names) > MAX_FILES_SHOWN else "")
 
 
 def describe_skipped_files(left_out: Mapping[str, tuple[str, ...]]) -> list[str]:

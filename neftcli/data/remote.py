@@ -30,7 +30,7 @@ CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 60.0
 """Seconds until a server must accept a connection, and between two of its packets."""
 HUB_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/([^/?#]+/[^/?#]+)(/[^?#]*)?")
 HUB_SET = re.compile(r"hf://datasets/([^/?#@]+/[^/?#@]+)(/?)")
-SECRET = re.compile("token|key|sig|secret|passw|credential", re.IGNORECASE)
+SECRET_PARAMETER = re.compile("token|key|sig|secret|passw|credential", re.IGNORECASE)
 
 
 def is_remote(source: str) -> bool:
@@ -63,7 +63,7 @@ def validate_address(source: str) -> None:
         parts = urlsplit(source)
     except ValueError as error:  # half of an IPv6 address
         raise DataError(Problem("data.source: this is not an address", redact_password(source), str(error))) from None
-    if parts.password or any(map(SECRET.search, parse_qs(parts.query, keep_blank_values=True))):
+    if parts.password or any(map(SECRET_PARAMETER.search, parse_qs(parts.query, keep_blank_values=True))):
         raise DataError(
             Problem(
                 "data.source: a URL must not contain a password or key, because the run's recipe would store it",

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from neftcli.data.chat import ChatFormat
     from neftcli.rows.example import Example, Turn
 
-Kind = Literal["tool", "description", "parameter", "call", "argument", "reasoning", "name"]
-MAX_DEPTH = 50
+PartKind = Literal["tool", "description", "parameter", "call", "argument", "reasoning", "name"]
+MAX_ARGUMENT_DEPTH = 50
 """Maximum nesting of arguments and schemas that is examined."""
-MAX_SHOWN = 60
+MAX_PART_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Part:
         turn: Index of its turn; None for tools.
     """
 
-    kind: Kind
+    kind: PartKind
     text: str
     turn: int | None = None
 
@@ -135,18 +135,18 @@ class _Probe:
 
     def _change_argument(self, value: Any, label: str, turn: int, depth: int = 0) -> Any:
         """Return an argument with unique names and values; null and empty values stay."""
-        if depth > MAX_DEPTH:
+        if depth > MAX_ARGUMENT_DEPTH:
             return value
         if isinstance(value, dict):
             changed = {}
             for key, item in value.items():
-                part = Part("argument", f"{label}: {key}"[:MAX_SHOWN], turn)
+                part = Part("argument", f"{label}: {key}"[:MAX_PART_SHOWN], turn)
                 name = self._word_for(part) if self._rename_arguments else key
                 changed[name] = self._change_argument(item, f"{label}: {key}", turn, depth + 1)
             return changed
         if isinstance(value, list):
             return [self._change_argument(item, label, turn, depth + 1) for item in value]
-        part = Part("argument", f"{label}: {value}"[:MAX_SHOWN], turn)
+        part = Part("argument", f"{label}: {value}"[:MAX_PART_SHOWN], turn)
         if isinstance(value, str) and value.strip():
             return self._word_for(part)
         if isinstance(value, bool | int):  # true and false have no unique value of their own kind
@@ -163,7 +163,7 @@ class _Probe:
 
     def _change_schema(self, schema: Any, depth: int = 0) -> Any:
         """Return a JSON schema with unique names of parameters, descriptions and permitted values."""
-        if depth > MAX_DEPTH:
+        if depth > MAX_ARGUMENT_DEPTH:
             return schema
         if isinstance(schema, list):
             return [self._change_schema(item, depth + 1) for item in schema]

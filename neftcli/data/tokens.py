@@ -19,7 +19,7 @@ from neftcli.rows.example import Example
 
 IGNORE_INDEX = -100
 """Label of a token without loss."""
-BATCH_SIZE = 512
+TOKENIZER_ROWS = 512
 TEXT_PROMPT_WORDS = 32
 """Maximum number of a plain text's words that generation starts from."""
 
@@ -112,8 +112,8 @@ def tokenize(
         DataError: The chat template rejects a conversation or leaves a part of it out, or the tokenizer fails.
         ModelError: An answer can't be located in the rendering.
     """
-    for start in range(0, len(examples), BATCH_SIZE):
-        batch = list(examples[start : start + BATCH_SIZE])
+    for start in range(0, len(examples), TOKENIZER_ROWS):
+        batch = list(examples[start : start + TOKENIZER_ROWS])
         for example, (ids, labels, remarks) in zip(batch, _tokenize_batch(chat, batch, loss_on), strict=True):
             labels = [IGNORE_INDEX, *labels[1:max_length]]
             learned = [label for label in labels if label != IGNORE_INDEX]

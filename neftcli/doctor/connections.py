@@ -8,10 +8,10 @@ from pathlib import Path
 
 from neftcli.errors import first_line
 from neftcli.events import Checked, CheckId, CheckLevel
-from neftcli.system.hub import HUB, OFFLINE_VARIABLES, TRUE, go_offline_if_unreachable, hub_endpoint, token_source
+from neftcli.system.hub import HUB, HUB_TRUE, OFFLINE_VARIABLES, go_offline_if_unreachable, hub_endpoint, token_source
 from neftcli.system.network import proxy_settings, redact_password
 
-TIMEOUT = 10.0  # seconds
+HUB_TIMEOUT = 10.0  # seconds
 LOCAL_ONLY = "models and rows in the cache or in folders work"
 UNAUTHORIZED = (401, 403)
 
@@ -47,7 +47,7 @@ def check_token(output_folder: Path) -> Iterator[Checked]:
     login = f"hf auth login, or HF_TOKEN=... with a token from {HUB}/settings/tokens"
     if not source:
         yield Checked(CheckId.TOKEN, CheckLevel.OK, "none; public models and data need none")
-    elif os.environ.get("HF_HUB_OFFLINE", "").upper() in TRUE:
+    elif os.environ.get("HF_HUB_OFFLINE", "").upper() in HUB_TRUE:
         yield Checked(CheckId.TOKEN, CheckLevel.OK, f"from {source}, not checked without the hub")
     elif problem := _request("/api/whoami-v2", with_token=True):
         yield Checked(CheckId.TOKEN, CheckLevel.WARNING, f"the hub rejects the token from {source}: {problem}", login)
@@ -69,7 +69,7 @@ def _request(path: str, *, with_token: bool) -> str:
     headers = build_hf_headers(token=None if with_token else False)
     url = hub_endpoint().geturl().rstrip("/") + path
     try:
-        response = get_session().get(url, headers=headers, timeout=TIMEOUT)
+        response = get_session().get(url, headers=headers, timeout=HUB_TIMEOUT)
     except Exception as error:  # of several libraries
         return first_line(error)
     if response.status_code in UNAUTHORIZED:

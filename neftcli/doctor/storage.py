@@ -12,7 +12,13 @@ from pathlib import Path
 
 from neftcli.data.token_cache import MAX_BYTES, clear_entries, token_folder
 from neftcli.events import CacheCleared, Checked, CheckId, CheckLevel
-from neftcli.models.gguf import LOCK, clear_conversions, converted_models, is_gguf_converted, unfinished_conversions
+from neftcli.models.gguf import (
+    CONVERSION_LOCK,
+    clear_conversions,
+    converted_models,
+    is_gguf_converted,
+    unfinished_conversions,
+)
 from neftcli.models.registry import ALIASES
 from neftcli.runs.directory import require_writable
 from neftcli.system.cache_folder import cache_folder, explain_unwritable
@@ -73,7 +79,7 @@ def check_converted_models(output_folder: Path) -> Iterator[Checked]:
     text = f"{count_noun(len(models), 'model')}, {size} in {folder}" if models else f"none in {folder}"
     yield Checked(CheckId.CONVERTED_MODELS, CheckLevel.OK, text)
     unfinished = unfinished_conversions(folder) if folder.is_dir() else []
-    killed = [path for path in unfinished if not is_locked(path.with_name(f"{path.stem}{LOCK}"))]
+    killed = [path for path in unfinished if not is_locked(path.with_name(f"{path.stem}{CONVERSION_LOCK}"))]
     if killed:
         size = format_bytes(sum(map(count_bytes, killed)))
         text = f"{size} left by {count_noun(len(killed), 'conversion that was killed', 'conversions that were killed')}"
@@ -103,7 +109,7 @@ def check_output(output_folder: Path) -> Iterator[Checked]:
 def check_locks(output_folder: Path) -> Iterator[Checked]:
     """Check that the file system of the output folder has locks."""
     with tempfile.TemporaryDirectory(dir=_nearest(output_folder)) as folder:
-        acquire_lock(Path(folder) / LOCK).release()
+        acquire_lock(Path(folder) / CONVERSION_LOCK).release()
     yield Checked(CheckId.LOCKS, CheckLevel.OK, f"supported in {_nearest(output_folder)}")
 
 

@@ -20,7 +20,7 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 from neftcli.errors import InputError, Problem
 from neftcli.events import Notice, Observer
 from neftcli.runs.directory import format_json_line
-from neftcli.runs.schemas import Count, parse_json
+from neftcli.runs.schemas import RecordedCount, parse_json
 from neftcli.system.files import open_without_links, remove_stale_files, require_no_link, require_no_links
 from neftcli.system.locks import acquire_lock
 
@@ -34,7 +34,7 @@ Result = TypeVar("Result", bound="DataclassInstance")
 class IndexedLine(TypedDict):
     """The index of the item that a line is about."""
 
-    index: Count
+    index: RecordedCount
 
 
 class ResultCache(Generic[Result]):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from neftcli.events import Comparison, MetricRow, MetricValue
 from neftcli.metrics.registry import (
-    REGISTRY,
+    METRICS_BY_ID,
     Direction,
     Judged,
     Metric,
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from neftcli.evaluation.measurement import ModelResults
     from neftcli.metrics.registry import JudgeScores
 
-Values = NDArray[np.float64]
+RowValues = NDArray[np.float64]
 """(rows,), NaN if a row has no value."""
 
 
-def _values(numbers: Iterable[float | None]) -> Values:
+def _values(numbers: Iterable[float | None]) -> RowValues:
     return np.array([np.nan if number is None else float(number) for number in numbers])
 
 
@@ -64,12 +64,12 @@ class _PairedValues:
     metric: str
     better: Direction
     against: str
-    first: Values
-    second: Values
-    weights: Values | None = None
+    first: RowValues
+    second: RowValues
+    weights: RowValues | None = None
     prompts: Sequence[str] | None = None
     is_win_rate: bool = False
-    lengths: Values | None = None
+    lengths: RowValues | None = None
     are_runs: bool = False
 
     def difference(self, comparisons: int = 1) -> PairedDifference | None:
@@ -103,7 +103,7 @@ def compare_models(
     """
     rows: list[MetricRow] = []
     pairs: list[_PairedValues] = []
-    for metric in REGISTRY.values():
+    for metric in METRICS_BY_ID.values():
         match metric.source:
             case PerRow():
                 values, weights = zip(*(values_of_rows(metric.source, model) for model in results), strict=True)
@@ -155,7 +155,7 @@ def _select(prompts: Sequence[str] | None, rows: NDArray[np.bool_]) -> list[str]
     return None if prompts is None else [prompt for prompt, keep in zip(prompts, rows, strict=True) if keep]
 
 
-def _estimate(values: Values, weights: Values | None, prompts: Sequence[str] | None) -> MetricValue | None:
+def _estimate(values: RowValues, weights: RowValues | None, prompts: Sequence[str] | None) -> MetricValue | None:
     """Estimate the value of one model over the prompts that have one."""
     rows = ~np.isnan(values)
     if not rows.any():
@@ -165,7 +165,7 @@ def _estimate(values: Values, weights: Values | None, prompts: Sequence[str] | N
     return MetricValue(estimate.value, estimate.low, estimate.high, estimate.n)
 
 
-def values_of_rows(source: PerRow, results: ModelResults) -> tuple[Values, Values | None]:
+def values_of_rows(source: PerRow, results: ModelResults) -> tuple[RowValues, RowValues | None]:
     """Return a model's values (rows,) of a metric, and their weights; None for a plain mean."""
     weights = None if source.weights is None else _values(source.weights(results))
     return _values(source.values(results)), weights

@@ -49,7 +49,7 @@ REQUIRED, OPTIONAL = ("instruction", "answer_a", "answer_b"), ("reference",)
 _KEY = "evaluation.judge"
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _AROUND_A_VERDICT = string.whitespace + "\u00a0\u3000\"'`“”‘’„«»*()[]{}<>"
-GRACE_SECONDS = 2.0  # seconds to wait for pending replies, which are paid for, after a question has failed
+PENDING_SECONDS = 2.0  # seconds to wait for pending replies, which are paid for, after a question has failed
 
 
 class JudgeError(NeftError):
@@ -328,7 +328,7 @@ def _ask_all(
         outcomes = pool.imap_unordered(ask, unanswered)
         with suppress(StopIteration, NoReply):
             while True:
-                outcome = outcomes.next(None if failure is None else GRACE_SECONDS)
+                outcome = outcomes.next(None if failure is None else PENDING_SECONDS)
                 if isinstance(outcome, RequestRejected):
                     refused = outcome
                     done += 1

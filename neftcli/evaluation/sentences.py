@@ -20,7 +20,7 @@ from neftcli.wording import choose, count_noun
 
 NOT_CLAIMED = (VerdictId.NOT_TESTED, VerdictId.NOT_SIGNIFICANT)
 """Verdicts that claim no difference."""
-MAX_NAMES = 3
+MAX_METRICS = 3
 
 
 def conclusion(
@@ -179,7 +179,9 @@ def explain_small_samples(comparisons: Sequence[Comparison]) -> Iterator[str]:
 
 def _some(names: Sequence[str]) -> str:
     """List names, the first three if there are more than four: "a and b", "a, b, c and 5 other metrics"."""
-    shown = [*names] if len(names) <= MAX_NAMES + 1 else [*names[:MAX_NAMES], f"{len(names) - MAX_NAMES} other metrics"]
+    shown = [*names]
+    if len(names) > MAX_METRICS + 1:
+        shown = [*names[:MAX_METRICS], f"{len(names) - MAX_METRICS} other metrics"]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 

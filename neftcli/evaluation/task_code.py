@@ -13,7 +13,7 @@ from typing import Any
 
 from neftcli.evaluation.task_files import yaml_nodes
 
-TRUST = "NEFT_TRUST_TASK_CODE"
+TRUST_VARIABLE = "NEFT_TRUST_TASK_CODE"
 """Environment variable that allows code of task files; not an option, so that no recipe can set it."""
 
 _DATA = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}

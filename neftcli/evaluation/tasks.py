@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from neftcli.errors import InputError, Problem, describe_error, first_line
 from neftcli.evaluation.adaptive_batches import oom_notice
-from neftcli.evaluation.task_code import TRUST, code_in_task, sandboxed_templates
+from neftcli.evaluation.task_code import TRUST_VARIABLE, code_in_task, sandboxed_templates
 from neftcli.evaluation.task_files import TASK_FILE_ENDINGS, is_task_file
 from neftcli.events import Notice, Observer
 from neftcli.neftune.evaluation_mode import evaluation_mode
@@ -208,11 +208,11 @@ def _check_task_file(task: str) -> Problem | None:
         return Problem(f"{task}: a task file must contain one task, not a group", keys, "name its tasks one by one")
     if "task" not in content and "include" not in content:
         return Problem(f"{task}: a task file must name its task", keys, "task: my_task")
-    if os.environ.get(TRUST) != "1" and (code := code_in_task(path)):
+    if os.environ.get(TRUST_VARIABLE) != "1" and (code := code_in_task(path)):
         return Problem(
             f"{task}: neft does not run Python code of a task file unless you allow it",
             code,
-            f"read the code; if you trust it: {TRUST}=1 neft ...",
+            f"read the code; if you trust it: {TRUST_VARIABLE}=1 neft ...",
         )
     return _check_supported(task, content)
 

@@ -89,7 +89,7 @@ from neftcli.events.training import (
 )
 
 __all__ = [
-    "REGISTRY",
+    "EVENTS",
     "SCHEMA_VERSION",
     "AnswerFinished",
     "AnswerStarted",
@@ -246,7 +246,7 @@ Event = (
     | CommandFailed
 )
 
-REGISTRY: dict[str, type[Event]] = {event.id: event for event in get_args(Event)}
+EVENTS: dict[str, type[Event]] = {event.id: event for event in get_args(Event)}
 """Event classes by their id, in the order in which a reader meets them."""
 
 

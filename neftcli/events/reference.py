@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
-from neftcli.events import REGISTRY
+from neftcli.events import EVENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +46,15 @@ class Description:
 
 def describe_events() -> list[Description]:
     """Describe every event, in the order of the registry."""
-    return [describe(event, name) for name, event in REGISTRY.items()]
+    return [describe(event, name) for name, event in EVENTS.items()]
 
 
 def describe_parts() -> list[Description]:
     """Describe the classes that the fields of events hold, such as Problem."""
     described: dict[type, Description] = {}
-    for event in REGISTRY.values():
+    for event in EVENTS.values():
         for part in _parts(event):
-            if part not in REGISTRY.values() and part not in described:
+            if part not in EVENTS.values() and part not in described:
                 described[part] = describe(part, part.__name__)
     return list(described.values())
 

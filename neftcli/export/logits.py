@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from neftcli.errors import Problem
 from neftcli.events import LogitComparison
 from neftcli.export.output import ExportError
+from neftcli.runs.directory import SAMPLES
 from neftcli.runs.schemas import SampleLine, read_jsonl
 
 if TYPE_CHECKING:
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 
     from neftcli.runs.directory import RunDirectory
 
-SAMPLES = "samples.jsonl"
-MAX_ROWS = 4
+MAX_COMPARED_ROWS = 4
 MAX_TOKENS = 64
 """Tokens of a compared row; the logits of 64 tokens of a vocabulary of 256,000 take 66 MB."""
 TEXTS = (
@@ -53,7 +53,7 @@ class RunLogits:
 
 def compute_run_logits(model: Any, tokenizer: Any, run: RunDirectory) -> RunLogits:
     """Compute a run's logits on its own samples, or on built-in texts."""
-    texts = [*_read_samples(run), *TEXTS][:MAX_ROWS]
+    texts = [*_read_samples(run), *TEXTS][:MAX_COMPARED_ROWS]
     vocabulary = model.config.get_text_config().vocab_size
     rows = []
     for text in texts:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from neftcli.events import Observer
     from neftcli.runs.directory import RunDirectory
 
-DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Types of the written weights, and their bytes."""
 SHARD_SIZE = "5GB"
 CARD = "README.md"
@@ -62,8 +62,8 @@ def merge(name: str, out: str, dtype: str | None, observer: Observer, *, trust_r
         Interrupted: It was stopped by a signal; nothing stays.
     """
     started = time.perf_counter()
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(Problem("--dtype must be a type of weights", dtype, f"--dtype {' or '.join(DTYPES)}"))
+    if dtype is not None and dtype not in DTYPE_BYTES:
+        raise InputError(Problem("--dtype must be a type of weights", dtype, f"--dtype {' or '.join(DTYPE_BYTES)}"))
     target, run = resolve_finished_run(name, "neft merge", trust_remote_code=trust_remote_code)
     if not target.has_adapter() and dtype is None:
         hint = f"use {run.model}, or convert it: neft merge {name} --out {out} --dtype bfloat16"
@@ -75,7 +75,7 @@ def merge(name: str, out: str, dtype: str | None, observer: Observer, *, trust_r
     with explain_failures(folder), TemporaryDirectory() as scratch, capture_library_output(Path(scratch) / "log"):
         parameters = check_run(target, observer)
         dtype = dtype or _base_dtype(target)
-        require_output_space(folder, parameters * DTYPES[dtype])
+        require_output_space(folder, parameters * DTYPE_BYTES[dtype])
         tuned = load_tuned_model(target, run, observer)
         base = _base_config(target)
         with hidden_output(folder, folder=True) as hidden:
@@ -113,7 +113,7 @@ def _base_dtype(target: EvalTarget) -> str:
     """Return the type of the base model's weights; float32 if its config.json names none that can be written."""
     config = _base_config(target)
     dtype = config.get("torch_dtype") or config.get("dtype")
-    return dtype if isinstance(dtype, str) and dtype in DTYPES else "float32"
+    return dtype if isinstance(dtype, str) and dtype in DTYPE_BYTES else "float32"
 
 
 def write_model_folder(

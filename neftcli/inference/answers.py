@@ -39,7 +39,7 @@ from neftcli.events import (
 from neftcli.inference.setup import MODEL_OPTIONS, check_targets, resolve_answering_target
 from neftcli.rows.example import Example, Turn
 from neftcli.runs.directory import format_json_line
-from neftcli.runs.schemas import Count, parse_json
+from neftcli.runs.schemas import RecordedCount, parse_json
 from neftcli.system.files import atomic_write, read_json_object, remove, require_no_link
 from neftcli.system.hub import UNREACHABLE, go_offline_if_unreachable
 from neftcli.system.libraries import capture_library_output, prepare_libraries
@@ -59,17 +59,17 @@ ROW_OPTIONS = (*MODEL_OPTIONS, "data.config", "data.columns", "data.sample_by", 
 PARTIAL, SETTINGS, LOCK = ".partial", ".settings.json", ".lock"
 """Endings of the files next to the answers."""
 MAX_CHANGES = 5
-MAX_SHOWN = 40
+MAX_PROMPT_SHOWN = 40
 """Maximum characters of a setting in a message."""
 
 
 class AnswerLine(TypedDict):
     """A line of the file of answers, as far as it is read again."""
 
-    index: Count
+    index: RecordedCount
     completion: str
     stop: str
-    tokens: Count
+    tokens: RecordedCount
 
 
 @dataclass(frozen=True)
@@ -407,7 +407,7 @@ def _find_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
 
 def _shorten(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return text if len(text) <= MAX_PROMPT_SHOWN else f"{text[:MAX_PROMPT_SHOWN]}..."
 
 
 @contextmanager

@@ -319,7 +319,7 @@ ENTRIES = (
     ),
 )
 
-REGISTRY: dict[str, Metric] = {metric.id: metric for metric in ENTRIES}
+METRICS_BY_ID: dict[str, Metric] = {metric.id: metric for metric in ENTRIES}
 """All metrics but those of benchmark tasks, by id, in the order of the table."""
 SWEEP_METRICS = (*(metric.id for metric in ENTRIES if metric.sweep_direction is not None), "tasks")
 """Values of `sweep.metrics`; "tasks" stands for the metrics of all benchmark tasks."""
@@ -332,39 +332,39 @@ def task_metric_id(task: str, metric: str) -> str:
 
 def label(metric_id: str) -> str:
     """Return a metric's name for people; a benchmark task's is its id."""
-    metric = REGISTRY.get(metric_id)
+    metric = METRICS_BY_ID.get(metric_id)
     return metric_id if metric is None else metric.label
 
 
 def heading(metric_id: str) -> str:
     """Return a metric's name for a narrow column."""
-    metric = REGISTRY.get(metric_id)
+    metric = METRICS_BY_ID.get(metric_id)
     return metric_id if metric is None else metric.heading or metric.label
 
 
 def unit(metric_id: str) -> str:
     """Return a metric's unit for people; an empty string if it has none."""
-    metric = REGISTRY.get(metric_id)
+    metric = METRICS_BY_ID.get(metric_id)
     return "" if metric is None else metric.unit.replace("_", " ")
 
 
 def is_share(metric_id: str) -> bool:
     """Return whether a metric is shown in per cent: the registry's shares, and accuracies of benchmark tasks."""
-    metric = REGISTRY.get(metric_id)
+    metric = METRICS_BY_ID.get(metric_id)
     return metric_id.endswith(TASK_SHARES) if metric is None else metric.is_share
 
 
 def is_tested(metric_id: str) -> bool:
     """Return whether differences in a metric are tested."""
-    metric = REGISTRY.get(metric_id)
+    metric = METRICS_BY_ID.get(metric_id)
     return metric is None or not isinstance(metric.source, Judged) or metric.source.is_tested
 
 
 def is_win_rate(metric_id: str) -> bool:
     """Return whether a metric is a win rate, which compares two models by a judge's verdicts."""
-    return metric_id in REGISTRY and isinstance(REGISTRY[metric_id].source, Judged)
+    return metric_id in METRICS_BY_ID and isinstance(METRICS_BY_ID[metric_id].source, Judged)
 
 
 def is_descriptive(metric_id: str) -> bool:
     """Return whether neither direction of a metric is better; benchmark tasks always have one that is."""
-    return metric_id in REGISTRY and REGISTRY[metric_id].direction == "none"
+    return metric_id in METRICS_BY_ID and METRICS_BY_ID[metric_id].direction == "none"

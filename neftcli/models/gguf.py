@@ -21,10 +21,10 @@ from neftcli.system.cache_folder import cache_folder, open_cache_folder
 from neftcli.system.files import count_bytes, file_sha256_once, read_json_object, remove, require_no_link
 from neftcli.system.locks import hold_lock
 
-MANIFEST = "neft-manifest.json"
+CONVERSION_MANIFEST = "neft-manifest.json"
 FORMAT_VERSION = 2
 """Version of the converted files; entries of older versions are converted again."""
-LOCK = ".lock"
+CONVERSION_LOCK = ".lock"
 """Suffix of an entry's lock file, which is never removed."""
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<turn|>")
 """Tokens at which llama.cpp always ends an answer, independently of a file's metadata."""
@@ -37,7 +37,7 @@ def is_gguf_converted(file: Path) -> bool:
         digest = file_sha256_once(file)
     except OSError:  # not readable: reported when the model is loaded
         return False
-    return read_json_object(_entry_folder(digest) / MANIFEST).get("version") == FORMAT_VERSION
+    return read_json_object(_entry_folder(digest) / CONVERSION_MANIFEST).get("version") == FORMAT_VERSION
 
 
 def is_gguf_locked(file: Path) -> bool:
@@ -45,7 +45,7 @@ def is_gguf_locked(file: Path) -> bool:
     from filelock import Timeout
 
     try:
-        lock = _entry_folder(file_sha256_once(file)).with_suffix(LOCK)
+        lock = _entry_folder(file_sha256_once(file)).with_suffix(CONVERSION_LOCK)
     except OSError:  # not readable: reported when the model is loaded
         return False
     try:
@@ -67,7 +67,7 @@ def convert_gguf(file: Path) -> Path:
     if _verifies(entry, digest):  # even if the cache is read-only
         return entry
     with open_cache_folder(f"{file.name} as safetensors"):
-        for path in (entry, entry.with_suffix(LOCK)):
+        for path in (entry, entry.with_suffix(CONVERSION_LOCK)):
             require_no_link(path)
         entry.parent.mkdir(exist_ok=True)
         _convert_to(entry, file, digest)
@@ -76,7 +76,7 @@ def convert_gguf(file: Path) -> Path:
 
 def _convert_to(entry: Path, file: Path, digest: str) -> None:
     """Write the cache entry if it is missing or damaged, one process at a time."""
-    with hold_lock(entry.with_suffix(LOCK), wait=True, other_folder="NEFT_CACHE=FOLDER"):
+    with hold_lock(entry.with_suffix(CONVERSION_LOCK), wait=True, other_folder="NEFT_CACHE=FOLDER"):
         _clear_unfinished(entry)
         if _verifies(entry, digest):
             return
@@ -84,7 +84,8 @@ def _convert_to(entry: Path, file: Path, digest: str) -> None:
         scratch = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=entry.parent))
         try:
             write_safetensors(file, scratch)
-            (scratch / MANIFEST).write_text(json.dumps(_build_manifest(scratch, digest), indent=1), encoding="utf-8")
+            manifest = json.dumps(_build_manifest(scratch, digest), indent=1)
+            (scratch / CONVERSION_MANIFEST).write_text(manifest, encoding="utf-8")
             scratch.rename(entry)
         finally:
             remove(scratch)
@@ -92,7 +93,7 @@ def _convert_to(entry: Path, file: Path, digest: str) -> None:
 
 def unfinished_conversions(models: Path) -> list[Path]:
     """List the temporary folders of conversions that are running or were killed."""
-    return sorted(path for path in models.glob("*.*") if path.suffix != LOCK)
+    return sorted(path for path in models.glob("*.*") if path.suffix != CONVERSION_LOCK)
 
 
 def converted_models() -> list[Path]:
@@ -115,7 +116,7 @@ def clear_conversions() -> tuple[int, list[Path]]:
     for path in [*converted_models(), *unfinished_conversions(_models_folder())]:
         size = count_bytes(path)
         try:
-            with hold_lock(path.with_name(f"{path.stem}{LOCK}")):
+            with hold_lock(path.with_name(f"{path.stem}{CONVERSION_LOCK}")):
                 remove(path)
         except Timeout:
             in_use.append(path)
@@ -132,7 +133,7 @@ def _clear_unfinished(entry: Path) -> None:
         if scratch.stem == entry.name:
             remove(scratch)
             continue
-        with suppress(OSError, Timeout), hold_lock(entry.with_name(f"{scratch.stem}{LOCK}")):
+        with suppress(OSError, Timeout), hold_lock(entry.with_name(f"{scratch.stem}{CONVERSION_LOCK}")):
             remove(scratch)
 
 
@@ -147,14 +148,14 @@ def _entry_folder(digest: str) -> Path:
 
 def _build_manifest(entry: Path, digest: str) -> dict[str, Any]:
     """Compute the manifest of a folder: version, SHA-256 of the source, and size and SHA-256 of each file."""
-    files = sorted(item for item in entry.iterdir() if item.name != MANIFEST)
+    files = sorted(item for item in entry.iterdir() if item.name != CONVERSION_MANIFEST)
     sizes = {item.name: [item.stat().st_size, file_sha256_once(item)] for item in files}
     return {"version": FORMAT_VERSION, "source": digest, "files": sizes}
 
 
 def _verifies(entry: Path, digest: str) -> bool:
     """Return whether an entry has exactly the files in its manifest."""
-    manifest = read_json_object(entry / MANIFEST)
+    manifest = read_json_object(entry / CONVERSION_MANIFEST)
     if manifest.get("version") != FORMAT_VERSION:
         return False
     try:

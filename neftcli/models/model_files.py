@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from neftcli.errors import ModelError, Problem
 from neftcli.system.files import escapes_folder, file_sha256, read_json_object
 
-INDEX = "model.safetensors.index.json"
+WEIGHTS_INDEX = "model.safetensors.index.json"
 """Index of a model whose weights are in several files."""
 IDENTITY = ("*.safetensors", "config.json")
 """Patterns of the files that identify a model, in addition to those that its index and `auto_map` name."""
@@ -28,7 +28,7 @@ def weight_files(folder: Path) -> set[str]:
     """
     named = read_json_object(folder / "config.json").get("transformers_weights")
     names = {named} if isinstance(named, str) else set()
-    indexes = {INDEX, *(name for name in names if name.endswith(".index.json") and not escapes_folder(name))}
+    indexes = {WEIGHTS_INDEX, *(name for name in names if name.endswith(".index.json") and not escapes_folder(name))}
     for index in indexes:
         weight_map = read_json_object(folder / index).get("weight_map")
         values = weight_map.values() if isinstance(weight_map, dict) else ()

@@ -19,7 +19,7 @@ from neftcli.errors import ModelError, Problem
 from neftcli.events import ModelSource
 from neftcli.system.paths import closest_path, exists, expand_home, unsearchable_parent
 
-Kind = Literal["hub", "folder", "gguf"]
+ReferenceKind = Literal["hub", "folder", "gguf"]
 
 HUB_ID = re.compile(r"(?=.{3,96}$)[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 ADAPTER = "adapter_config.json"
@@ -134,7 +134,7 @@ class ModelReference:
     """
 
     name: str
-    kind: Kind
+    kind: ReferenceKind
     location: str
     revision: str | None = None
     alias: Alias | None = None

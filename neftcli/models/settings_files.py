@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
-TEMPLATE = "chat_template.jinja"
+TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILES = (
-    *(TOKENIZER, TEMPLATE, "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json"),
+    *(TOKENIZER, TEMPLATE_FILE, "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt"),
 )
-DTYPES = ("torch_dtype", "dtype")
+DTYPE_KEYS = ("torch_dtype", "dtype")
 Settings = dict[str, Any]
 """Content of a file of settings."""
 
@@ -97,7 +97,7 @@ def write_config(folder: Path, base: Settings, dtype: str) -> None:
     if base.get("model_type") != saved.get("model_type"):
         return
     settings = _replace_dtype(base, dtype)
-    if not any(key in settings for key in DTYPES):
+    if not any(key in settings for key in DTYPE_KEYS):
         settings["dtype" if "dtype" in saved and "rope_parameters" in base else "torch_dtype"] = dtype
     settings.setdefault("architectures", saved.get("architectures"))
     _write(folder / CONFIG, _copy_auto_map(saved, settings))
@@ -148,17 +148,17 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, base: Mode
     if TOKENIZER not in files:
         return
     saved = _read(folder / TOKENIZER)
-    (folder / TEMPLATE).unlink(missing_ok=True)
+    (folder / TEMPLATE_FILE).unlink(missing_ok=True)
     for name, file in files.items():
         shutil.copyfile(file, folder / name)
     settings = _read(folder / TOKENIZER)
     template = tokenizer.chat_template
     base_template = settings.get("chat_template")
-    if TEMPLATE in files:
-        base_template = files[TEMPLATE].read_text(encoding="utf-8")
+    if TEMPLATE_FILE in files:
+        base_template = files[TEMPLATE_FILE].read_text(encoding="utf-8")
     if isinstance(template, str) and template != base_template:
         settings["chat_template"] = template
-        for name in (TEMPLATE, "chat_template.json"):
+        for name in (TEMPLATE_FILE, "chat_template.json"):
             (folder / name).unlink(missing_ok=True)
         _write(folder / TOKENIZER, settings)
     if (with_code := _copy_auto_map(saved, settings)) != settings:
@@ -196,7 +196,7 @@ def convert_to_transformers_4(folder: Path) -> None:
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(tokenizer.get("extra_special_tokens"), list):
         tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
-    template = folder / TEMPLATE
+    template = folder / TEMPLATE_FILE
     if template.is_file():
         tokenizer["chat_template"] = template.read_text(encoding="utf-8")
         template.unlink()
@@ -237,7 +237,7 @@ def _replace_dtype(settings: Settings, dtype: str) -> Settings:
     """Return the settings with the type of the weights replaced, also in the settings of a model's parts."""
     changed: Settings = {}
     for key, value in settings.items():
-        if key in DTYPES and value is not None:
+        if key in DTYPE_KEYS and value is not None:
             changed[key] = dtype
         else:
             changed[key] = _replace_dtype(value, dtype) if isinstance(value, dict) else value

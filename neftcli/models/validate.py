@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem
 from neftcli.models.load_errors import translate_load_errors
-from neftcli.models.model_files import INDEX, require_inside
+from neftcli.models.model_files import WEIGHTS_INDEX, require_inside
 from neftcli.models.registry import ADAPTER, ALIASES, ModelReference, adapter_error
 from neftcli.models.settings_files import Settings, find_file, read_json
 from neftcli.recipe.schema import Quantization
@@ -85,9 +85,9 @@ def validate_weight_files(reference: ModelReference) -> None:
     names = {WEIGHTS}
     with translate_load_errors(reference):
         if not (folder / WEIGHTS).is_file():
-            if not (folder / INDEX).is_file():
-                raise OSError(f"no {WEIGHTS} and no {INDEX}")
-            names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+            if not (folder / WEIGHTS_INDEX).is_file():
+                raise OSError(f"no {WEIGHTS} and no {WEIGHTS_INDEX}")
+            names = set(json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"].values())
         for name in sorted(names):
             if not name.endswith(".safetensors"):
                 raise UnpicklingError(name)

@@ -22,7 +22,7 @@ from neftcli.errors import NeftuneError, Problem
 from neftcli.neftune.lengths import document_lengths, padded_lengths
 from neftcli.neftune.noise import NoiseKind, Schedule, generator_seed, sample_noise, scheduled_alpha
 
-MARK = "_neft_noise"
+NOISE_ATTRIBUTE = "_neft_noise"
 """Attribute of an embedding while noise is attached to it."""
 HUGGING_FACE_MARK = "neftune_noise_alpha"
 """Attribute of an embedding while Hugging Face's hook is active."""
@@ -209,7 +209,7 @@ def neftune(
     while not hasattr(model, "get_input_embeddings") and isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner  # DistributedDataParallel
     embedding = model.get_input_embeddings()  # type: ignore[operator]
-    if hasattr(embedding, MARK):
+    if hasattr(embedding, NOISE_ATTRIBUTE):
         raise _attached_twice("this model already has NEFTune noise", "leave the first `with neftune(...)` block")
     if hasattr(embedding, HUGGING_FACE_MARK):
         raise _attached_twice("Hugging Face's own noise is on", "leave neftune_noise_alpha unset")
@@ -217,7 +217,7 @@ def neftune(
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     state = Noise(float(alpha), noise, length, schedule, total_steps, seed, rank)
     handles: list[RemovableHandle] = []
-    setattr(embedding, MARK, state)
+    setattr(embedding, NOISE_ATTRIBUTE, state)
     _reset_compiled_models()
     try:
         for module in _enclosing_modules(model, embedding):
@@ -227,7 +227,7 @@ def neftune(
     finally:
         for handle in handles:
             handle.remove()
-        delattr(embedding, MARK)
+        delattr(embedding, NOISE_ATTRIBUTE)
         state.clear_layout()
         _reset_compiled_models()
 

@@ -18,7 +18,7 @@ from neftcli.neftune.evaluation_mode import restore_modes
 from neftcli.neftune.hooks import Noise
 from neftcli.neftune.lengths import document_lengths
 
-TOLERANCE = 0.02
+RATIO_TOLERANCE = 0.02
 """Relative deviation of a factor from 1 that is reported."""
 USUAL_RATIO = 0.1
 """Noise relative to the embedding of alpha 5 in SmolLM2-135M: 0.099 on Alpaca-style rows (docs/lab-log.md)."""
@@ -74,11 +74,11 @@ class Strength:
                 f"{USUAL_RATIO:g}, as alpha 5 does in SmolLM2-135M"
             )
         scaled = []
-        if abs(self.embedding_scale - 1) > TOLERANCE:
+        if abs(self.embedding_scale - 1) > RATIO_TOLERANCE:
             scaled.append(
                 f"this architecture multiplies its embeddings by {self.embedding_scale:.3g} before the noise is added"
             )
-        if abs(self.layer_gain - 1) > TOLERANCE:
+        if abs(self.layer_gain - 1) > RATIO_TOLERANCE:
             scaled.append(
                 f"this architecture scales or projects its embeddings after the noise is added, which multiplies the "
                 f"noise by {self.layer_gain:.3g}"
@@ -91,7 +91,7 @@ class Strength:
         """Compare the strength with LLaMA's in a sentence."""
         relative = self.relative_to_llama
         llama = "in a model that passes its embeddings on unscaled, such as LLaMA (same alpha, length and width)"
-        if abs(relative - 1) <= TOLERANCE:
+        if abs(relative - 1) <= RATIO_TOLERANCE:
             return f"relative to the embeddings, the noise is as strong as {llama}"
         return (
             f"relative to the embeddings, the noise is {relative:.3g} times as strong as {llama}; "

@@ -27,7 +27,7 @@ KINDS = {
     MappingNode: ("map",),
 }
 MAX_NUMBER_LENGTH = 400  # characters; the largest float has 309 digits
-MAX_DEPTH = 20  # nested blocks; the schema needs three
+MAX_YAML_NESTING = 20  # nested blocks; the schema needs three
 SHOW_RECIPE = "neft recipes show quickstart    to see a recipe"
 SYNTAX_HINTS = {
     "'\\t'": "replace the tab with spaces",
@@ -119,7 +119,7 @@ def _not_utf8(path: Path, error: UnicodeDecodeError) -> Problem:
 def _compose(text: str, name: str) -> Node | None:
     """Parse YAML into nodes, which nothing changes."""
     yaml = YAML(typ="safe", pure=True)
-    yaml.max_depth = MAX_DEPTH
+    yaml.max_depth = MAX_YAML_NESTING
     yaml.composer.warn_double_anchors = False  # every anchor is rejected, with its line
     try:
         node: Node | None = yaml.compose(text)
@@ -134,7 +134,7 @@ def _compose(text: str, name: str) -> Node | None:
             start = f"that opens in line {error.context_mark.line + 1}"
             hint = re.sub(r"the open (\w+)", rf"the \1 {start}", hint)
         if isinstance(error, MaxDepthExceededError):
-            message = f"blocks are nested more than {MAX_DEPTH} levels deep"
+            message = f"blocks are nested more than {MAX_YAML_NESTING} levels deep"
         typed = _typed(text.splitlines(), line) or "the end of the file"
         raise RecipeError(Problem(f"{name}, line {line + 1}: {message}", typed, hint)) from None
     except ReaderError as error:

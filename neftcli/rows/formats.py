@@ -19,11 +19,11 @@ from neftcli.rows.column_suggestions import suggest_columns, suggest_text, sugge
 from neftcli.rows.example import Example, RowNotes, Turn, UnusableRow, describe_value, has_value
 from neftcli.rows.readers import Row
 from neftcli.rows.tool_calls import has_unmatched_call_id, read_tools
-from neftcli.rows.turns import MARKS, has_role, is_conversation, is_turn, read_mark, read_turns, require_text
+from neftcli.rows.turns import LOSS_MARKS, has_role, is_conversation, is_turn, read_mark, read_turns, require_text
 from neftcli.rows.unsupported import reject_unsupported_row, reject_unsupported_turns
 from neftcli.wording import count_noun
 
-MAX_SHOWN = 300
+MAX_COLUMNS_SHOWN = 300
 """Maximum characters of column names in a message."""
 CONVERSATION_COLUMNS = ("system", "tools", "functions")
 
@@ -139,7 +139,7 @@ class RowFormat:
 
     def known_columns(self) -> tuple[str, ...]:
         """Return all columns that are read."""
-        return (*self.required, *self.optional, *MARKS)
+        return (*self.required, *self.optional, *LOSS_MARKS)
 
 
 def _read_messages(columns: RowColumns) -> RowContent:
@@ -386,7 +386,7 @@ def to_example(
             notes.unread_columns.add(name or '""', row.location)
     row_columns = RowColumns(row, own_names, notes)
     content = entry.read(row_columns)
-    learn, mark = read_mark({name: row_columns.value(name) for name in MARKS}, row.location, "row")
+    learn, mark = read_mark({name: row_columns.value(name) for name in LOSS_MARKS}, row.location, "row")
     if learn is False:
         raise UnusableRow(f"it is marked not to be trained on ({mark})")
     if not content.turns and content.text:
@@ -505,6 +505,8 @@ def _parse_list(text: str) -> Any:
 
 
 def _list_columns(row: Row) -> str:
-    """Return the columns of a row for a message, at most MAX_SHOWN characters of them."""
+    """Return the columns of a row for a message, at most MAX_COLUMNS_SHOWN characters of them."""
     names = ", ".join(row.values) or "no column"
-    return names if len(names) <= MAX_SHOWN else f"{names[:MAX_SHOWN]}... ({count_noun(len(row.values), 'column')})"
+    if len(names) <= MAX_COLUMNS_SHOWN:
+        return names
+    return f"{names[:MAX_COLUMNS_SHOWN]}... ({count_noun(len(row.values), 'column')})"

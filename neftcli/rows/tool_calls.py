@@ -15,7 +15,7 @@ from neftcli.rows.example import Turn, describe_value
 
 CALL_EXAMPLE = '{"type": "function", "function": {"name": "...", "arguments": {...}}}'
 TOOLS_EXAMPLE = '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
-MAX_SHOWN = 60
+MAX_CALL_SHOWN = 60
 
 
 def read_tool_calls(value: Any, location: str) -> str:
@@ -126,7 +126,7 @@ def _parse_json(value: Any, location: str) -> Any:
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply, or a huge number"
         hint = "JSON text, or the object itself"
-        raise DataError(Problem(f"{location} must be JSON: {reason}", value[:MAX_SHOWN], hint)) from None
+        raise DataError(Problem(f"{location} must be JSON: {reason}", value[:MAX_CALL_SHOWN], hint)) from None
 
 
 def _to_object(pairs: list[tuple[str, Any]], location: str) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _to_json(value: Any, location: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError:
         message = f"{location} contains an unpaired surrogate, such as half of an emoji"
-        got = ascii(value)[:MAX_SHOWN]
+        got = ascii(value)[:MAX_CALL_SHOWN]
         raise DataError(Problem(message, got, "remove it, or write the whole character")) from None
     except (TypeError, ValueError, RecursionError) as error:
         hint = "use texts, numbers, lists and objects"

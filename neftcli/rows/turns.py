@@ -45,7 +45,7 @@ CALL_ROLES = ("function_call", "tool_call")
 ROLE_TO_CONTENT = {"role": "content", "from": "value"}
 """Key of the role to the key of the content."""
 KEYS_IN_ORDER = (tuple(ROLE_TO_CONTENT), tuple(ROLE_TO_CONTENT.values()))
-MARKS = ("weight", "train", "trainable", "loss")
+LOSS_MARKS = ("weight", "train", "trainable", "loss")
 UNREAD_MARKS = (
     *("mask", "masked", "is_masked", "loss_mask", "train_mask", "train_on", "train_on_turn", "train_detail"),
     *("trained", "training", "learn", "learned", "calculate_loss", "compute_loss", "loss_weight", "ignore"),
@@ -55,13 +55,13 @@ MARK_VALUES = {"true": True, "1": True, "1.0": True, "false": False, "0": False,
 CALL_KEYS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 KNOWN_KEYS = {
-    "system": ("name", *MARKS),
-    "user": ("name", *MARKS),
-    "assistant": ("name", *MARKS, *REASONING, *CALL_KEYS),
-    "tool": ("name", *MARKS, "tool_call_id"),
+    "system": ("name", *LOSS_MARKS),
+    "user": ("name", *LOSS_MARKS),
+    "assistant": ("name", *LOSS_MARKS, *REASONING, *CALL_KEYS),
+    "tool": ("name", *LOSS_MARKS, "tool_call_id"),
 }
 """Role to the keys that are read in addition to role and content."""
-MEDIA = {"image": "an image", "audio": "audio", "video": "a video", "file": "a file"}
+MEDIA_PARTS = {"image": "an image", "audio": "audio", "video": "a video", "file": "a file"}
 REFUSAL_HINT = "move the refusal into the content to train on it, or remove the row"
 
 
@@ -111,9 +111,9 @@ def read_mark(values: Mapping[str, Any], location: str, kind: str) -> tuple[bool
     Raises:
         DataError: A mark is neither 0 nor 1, or two marks contradict each other.
     """
-    if values.keys().isdisjoint(MARKS):
+    if values.keys().isdisjoint(LOSS_MARKS):
         return None, ""
-    marks = {key: values[key] for key in MARKS if values.get(key) is not None}
+    marks = {key: values[key] for key in LOSS_MARKS if values.get(key) is not None}
     parsed: dict[str, bool] = {}
     for key, value in marks.items():
         mark = MARK_VALUES.get(str(value).strip().lower())
@@ -255,7 +255,7 @@ def _read_content(value: Any, label: str, key: str, row: str, notes: RowNotes) -
         values = {name: item for name, item in part.items() if has_value(item)} if isinstance(part, dict) else {}
         kind = str(values.get("type", "text"))
         words = {word for name in (kind, *values) for word in name.lower().split("_")}
-        media = [name for word, name in MEDIA.items() if word in words]
+        media = [name for word, name in MEDIA_PARTS.items() if word in words]
         if media:
             hint = 'keep text parts only, {"type": "text", "text": "..."}, or remove the row'
             raise DataError(Problem(f"{location} is {media[0]}, and neft trains on text", describe_value(part), hint))

@@ -85,7 +85,7 @@ JUDGEMENT_VALUES = (
     (("thumbs_up", "thumbs up", "up", "upvote"), ("thumbs_down", "thumbs down", "down", "downvote")),
 )
 """Lower-case values of a good answer, then of a bad one."""
-MEDIA = ("image", "images", "image_url", "image_path", "audio", "audios", "video", "videos", "pixel_values")
+MEDIA_COLUMNS = ("image", "images", "image_url", "image_path", "audio", "audios", "video", "videos", "pixel_values")
 MEDIA_TOKEN = re.compile(r"<\|(?:image|audio|video)(?:_pad|_\d+)?\|>")
 """A placeholder that never occurs in ordinary text."""
 MEDIA_TAG = re.compile(
@@ -173,7 +173,7 @@ def _has_suspicious_column(names: tuple[str, ...]) -> bool:
     """Return whether a column's name suggests unsupported rows; cached, since most rows have the same columns."""
     lower_names = [name.lower() for name in names]
     for name in lower_names:
-        if name in (*MEDIA, *JUDGEMENTS, *REVERSED_JUDGEMENTS) or NUMBERED_ANSWER.fullmatch(name):
+        if name in (*MEDIA_COLUMNS, *JUDGEMENTS, *REVERSED_JUDGEMENTS) or NUMBERED_ANSWER.fullmatch(name):
             return True
         if any(rejected in lower_names for rejected in _names_of_rejected(name)):
             return True
@@ -183,7 +183,7 @@ def _has_suspicious_column(names: tuple[str, ...]) -> bool:
 def _check_media(columns: _Columns) -> Problem | None:
     for name, value in columns.values.items():
         is_bytes = isinstance(value, dict) and "bytes" in value
-        if name.lower() not in MEDIA and not is_bytes:
+        if name.lower() not in MEDIA_COLUMNS and not is_bytes:
             continue
         media = next((word for word in ("audio", "video") if word in name.lower()), "image")
         kind = "a file" if is_bytes and media not in name.lower() else f"{media} data"

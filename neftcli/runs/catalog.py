@@ -32,7 +32,7 @@ from neftcli.system.locks import is_locked
 from neftcli.system.paths import closest_path, exists, is_folder
 
 DEFAULT_PARENT = Path("runs")
-EVALUATION = "evaluation"
+EVALUATION_FOLDER = "evaluation"
 SWEEP_REPORT = "sweep.json"
 BASELINE = "baseline"
 TAIL_BYTES = 65_536
@@ -124,7 +124,7 @@ def stored_verdicts(folder: Path) -> list[StoredVerdict]:
     """Return the comparisons of a run with baselines by `neft eval`, the newest first; damaged reports are left out."""
     reports: list[tuple[float, Path]] = []
     with suppress(OSError):
-        reports = [(report.stat().st_mtime, report) for report in (folder / EVALUATION).glob("*/report.json")]
+        reports = [(report.stat().st_mtime, report) for report in (folder / EVALUATION_FOLDER).glob("*/report.json")]
     verdicts = []
     for _, report in sorted(reports, reverse=True):
         with suppress(OSError, ValueError):
@@ -239,7 +239,7 @@ def _other(folder: Path, status: RunStatus, problem: str) -> RunSummary:
 def _explain_foreign(folder: Path) -> str:
     """Return why a folder is neither a run nor a sweep."""
     names = {item.name for item in folder.iterdir()}
-    if names and names <= {EVALUATION, LOCK}:
+    if names and names <= {EVALUATION_FOLDER, LOCK}:
         return "evaluations of a model that is not a run"
     if "verdicts.jsonl" in names:
         return "replies of a judge"

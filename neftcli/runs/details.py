@@ -30,7 +30,7 @@ from neftcli.system.files import count_bytes
 if TYPE_CHECKING:
     from neftcli.runs.schemas import ListedRecord, TrainingResults
 
-INPUTS = {"data": "data_sha256", "tokens": "tokens_sha256", "model": "model_fingerprint"}
+INPUT_HASHES = {"data": "data_sha256", "tokens": "tokens_sha256", "model": "model_fingerprint"}
 """Inputs of a run, and the field of its record with their hash."""
 MEASURED_WITH = ("data.", "model.")
 """Options that change which rows and tokens a loss is measured on."""
@@ -86,7 +86,7 @@ def compare_runs(first: str, second: str, parent: Path) -> RunsCompared:
     recipes = [load_recipe(str(folder / RECIPE)) for folder in folders]
     summaries = [summarize(folder) for folder in folders]
     changed = recipe_differences(recipes[0], recipes[1], SECTIONS)
-    different = [name for name, field in INPUTS.items() if _differ(records[0].get(field), records[1].get(field))]
+    different = [name for name, field in INPUT_HASHES.items() if _differ(records[0].get(field), records[1].get(field))]
     comparable = not different and not any(path.startswith(MEASURED_WITH) for path in changed)
     evaluated, verdict = _find_verdict(folders)
     training = recipe_differences(recipes[0], recipes[1])

@@ -49,6 +49,7 @@ TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 RECORD = relative_paths.RECORD
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
 LOCK = ".lock"
 LOG = "train.log"
 BEST_MODEL = "best"
@@ -328,7 +329,7 @@ class RunDirectory:
         """Remove the measurements and the model of a run that starts over."""
         clear_path(self.model)
         clear_path(self.best)
-        for name in (METRICS, "samples.jsonl"):
+        for name in (METRICS, SAMPLES):
             remove(self.path / name)
 
     def rewind(self, step: int, evaluated: int) -> int:
@@ -349,7 +350,7 @@ class RunDirectory:
             elif row["step"] <= (evaluated if row["event"] == Evaluated.id else step):
                 kept.append(line)
         self.write_text(METRICS, "".join(kept))
-        remove(self.path / "samples.jsonl")
+        remove(self.path / SAMPLES)
         clear_path(self.model)
         clear_path(self.best)
         return damaged

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from neftcli.errors import InputError, Interrupted, NeftError, Problem, RunLockedError
 from neftcli.events import Observer, RunsRemoved, RunSummary
-from neftcli.runs.catalog import EVALUATION, cell_folders, summarize, unknown_run
+from neftcli.runs.catalog import EVALUATION_FOLDER, cell_folders, summarize, unknown_run
 from neftcli.runs.directory import CELLS, LOCK, REMOVED, find_sweep
 from neftcli.system.files import TEMPORARY, count_bytes, format_bytes, remove_if_possible, temporary_name
 from neftcli.system.locks import LocksUnsupportedError, acquire_lock, is_locked
@@ -122,13 +122,13 @@ def _require_removable(run: RunSummary, name: str) -> None:
 def _lock_files(path: Path) -> Iterator[Path]:
     """Yield the files that processes lock while they train or evaluate a run, or a sweep and its cells."""
     for folder in (path, *cell_folders(path)):
-        for locked in (folder, folder / EVALUATION):
+        for locked in (folder, folder / EVALUATION_FOLDER):
             if not folder.is_symlink() and not locked.is_symlink() and locked.is_dir():
                 yield locked / LOCK
 
 
 def _in_use(path: Path, lock: Path) -> RunLockedError:
-    work = "evaluates" if lock.parent.name == EVALUATION else "trains"
+    work = "evaluates" if lock.parent.name == EVALUATION_FOLDER else "trains"
     message = f"{path}: another process {work} it, so it is not removed"
     return RunLockedError(Problem(message, hint="wait until it has ended, or stop it"))
 

@@ -16,7 +16,7 @@ from annotated_types import Ge, Le, MinLen
 from typing_extensions import TypedDict, is_typeddict  # pydantic needs this one before Python 3.12
 
 Schema = TypeVar("Schema")
-Count = Annotated[int, Ge(0), Le(2**53)]
+RecordedCount = Annotated[int, Ge(0), Le(2**53)]
 """Integer that every JSON reader reads exactly."""
 
 
@@ -78,7 +78,7 @@ class ListedRecord(Record):
     """`run.json` as `neft runs` reads it."""
 
     finished: NotRequired[str | None]
-    seed: NotRequired[Count]
+    seed: NotRequired[RecordedCount]
     neftune: NotRequired[RecordedNoise]
     model: NotRequired[str]
     method: NotRequired[RecordedMethod]
@@ -92,13 +92,13 @@ class UnloggedSums(TypedDict):
 
     loss: list[float]
     tokens: list[float]
-    since: Count
+    since: RecordedCount
 
 
 class EvaluationLosses(TypedDict):
     """An evaluation during training: the fields of `neftcli.events.Evaluated`."""
 
-    step: Count
+    step: RecordedCount
     held_out_loss: float | None
     train_loss: float | None
 
@@ -123,7 +123,7 @@ class TrainingState(TypedDict):
     seconds: float
     unlogged: UnloggedSums
     best: NotRequired[EvaluationLosses | None]
-    without_improvement: NotRequired[Count]
+    without_improvement: NotRequired[RecordedCount]
     trained: NotRequired[bool]
 
 
@@ -137,7 +137,7 @@ class Callbacks(TypedDict):
 class TrainerState(TypedDict):
     """`trainer_state.json` of a checkpoint."""
 
-    global_step: Count
+    global_step: RecordedCount
     epoch: float
     total_flos: float
     log_history: list[dict[str, Any]]
@@ -148,7 +148,7 @@ class MetricsLine(TypedDict):
     """A line of `metrics.jsonl`; `event` is the id of a class in `neftcli.events`."""
 
     event: str
-    step: Count
+    step: RecordedCount
     held_out_loss: NotRequired[float | None]
 
 
@@ -162,7 +162,7 @@ class SampleLine(TypedDict):
 class ManifestFile(TypedDict):
     """A file of a checkpoint."""
 
-    bytes: Count
+    bytes: RecordedCount
     sha256: str
 
 
@@ -170,7 +170,7 @@ class Manifest(TypedDict):
     """`manifest.json` of a checkpoint, without its own hash."""
 
     format: int
-    step: Count
+    step: RecordedCount
     recipe_sha256: str
     data_sha256: str
     tokens_sha256: str
@@ -191,7 +191,7 @@ class ReportedSweep(TypedDict):
 
     cells: list[ReportedCell]
     failed: list[Any]
-    unfinished: Count
+    unfinished: RecordedCount
     recommended: NotRequired[str]
     conclusion: NotRequired[list[str]]
 

@@ -11,7 +11,7 @@ from neftcli.errors import Preempted, Problem
 from neftcli.events import CellEvaluationStarted, Event, Observer, Phase, PhaseProgress, RowsSource
 from neftcli.recipe.loading import recipe_fingerprint
 from neftcli.runs.schemas import CellMetric, MeasuredCell
-from neftcli.sweep.cell_runs import EVALUATION, CellRuns, evaluation_key, read_evaluation
+from neftcli.sweep.cell_runs import CELL_METRICS, CellRuns, evaluation_key, read_evaluation
 
 if TYPE_CHECKING:
     from neftcli.data.tokens import TokenRow
@@ -122,7 +122,7 @@ def _evaluate(
     model: Any,
     known: Sequence[tuple[TokenRow, RowLoss]],
 ) -> None:
-    """Evaluate a run and write the result to its `EVALUATION` file.
+    """Evaluate a run and write the result to its `CELL_METRICS` file.
 
     Args:
         run: The finished run.
@@ -147,7 +147,7 @@ def _evaluate(
         target, rows, recipe.evaluation, compute, seed, observer, answers=answers, model=model, known=known
     )
     evaluation = _to_json(evaluator.run(), rows, evaluation_key(recipe))
-    run.write_json(EVALUATION, evaluation | {"seconds": time.perf_counter() - started})
+    run.write_json(CELL_METRICS, evaluation | {"seconds": time.perf_counter() - started})
 
 
 def _to_json(results: ModelResults, rows: EvalRows, settings: str) -> MeasuredCell:
@@ -156,10 +156,10 @@ def _to_json(results: ModelResults, rows: EvalRows, settings: str) -> MeasuredCe
 
     from neftcli.data.tokens import instruction
     from neftcli.evaluation.comparison import task_metrics, values_of_rows
-    from neftcli.metrics.registry import REGISTRY, PerRow
+    from neftcli.metrics.registry import METRICS_BY_ID, PerRow
 
     metrics: dict[str, CellMetric] = {}
-    for metric in REGISTRY.values():
+    for metric in METRICS_BY_ID.values():
         if isinstance(metric.source, PerRow):
             values, weights = values_of_rows(metric.source, results)
             if not np.isnan(values).all():

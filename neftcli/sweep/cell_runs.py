@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from neftcli.sweep.plan import Cell
     from neftcli.training.resume import ResumeState
 
-EVALUATION = "evaluation/cell.json"
+CELL_METRICS = "evaluation/cell.json"
 """File of a run with the evaluation of its cell."""
 
 
@@ -159,7 +159,7 @@ def report_left_out(runs: CellRuns, cells: Collection[Cell], observer: Observer)
 def read_evaluation(run: RunDirectory, recipe: Recipe) -> dict[str, Any] | None:
     """Read the evaluation of a cell; None if it is missing or damaged, or was made with other settings."""
     try:
-        content = dict(parse_json((run.path / EVALUATION).read_bytes(), MeasuredCell))
+        content = dict(parse_json((run.path / CELL_METRICS).read_bytes(), MeasuredCell))
     except (OSError, ValueError):
         return None
     return content if content["settings"] == evaluation_key(recipe) else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import NeftError, Preempted, Problem
 from neftcli.events import CellStatus, Notice, Observer, SweepReport
-from neftcli.metrics.registry import HELD_OUT_LOSS, REGISTRY, WIN_RATE_LENGTH_CONTROLLED
+from neftcli.metrics.registry import HELD_OUT_LOSS, METRICS_BY_ID, WIN_RATE_LENGTH_CONTROLLED
 from neftcli.runs.directory import CELLS
 from neftcli.sweep.cell_runs import CellRuns, read_evaluation
 from neftcli.sweep.cell_win_rates import add_win_rates
@@ -171,7 +171,7 @@ class SweepReporter:
             NeftError: There is none: only tasks were requested, and none has a value for each document.
         """
         measured = list(next(iter(evaluations.values()))["metrics"]) if evaluations else []
-        tasks = [metric for metric in measured if metric not in REGISTRY]
+        tasks = [metric for metric in measured if metric not in METRICS_BY_ID]
         names: list[str] = []
         for metric in self._base.sweep.metrics:
             names += tasks if metric == "tasks" else [metric]

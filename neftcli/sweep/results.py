@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neftcli.data.splits import normalize_prompt
-from neftcli.metrics.registry import REGISTRY, WIN_RATE, WIN_RATE_LENGTH_CONTROLLED, Direction
+from neftcli.metrics.registry import METRICS_BY_ID, WIN_RATE, WIN_RATE_LENGTH_CONTROLLED, Direction
 from neftcli.statistics.crossed import select_complete
 from neftcli.sweep.plan import Arm, Cell, arms_of, baseline_of
 
@@ -86,8 +86,8 @@ class SweepResults:
 
     def direction(self, metric: str) -> Direction:
         """Return which values are better; of a metric that a sweep can decide by, which it prefers."""
-        if metric in REGISTRY:
-            return REGISTRY[metric].sweep_direction or REGISTRY[metric].direction
+        if metric in METRICS_BY_ID:
+            return METRICS_BY_ID[metric].sweep_direction or METRICS_BY_ID[metric].direction
         content = self._metric(metric)
         direction: Direction = content["direction"] if content else "none"
         return direction

@@ -38,7 +38,7 @@ OPTIMISTIC = (
     "training.keep best: the held-out loss selects each cell's weights and also compares the arms, so all losses are "
     "lower than on new rows; --metric rouge_l compares the answers instead"
 )
-INPUTS = {
+INPUT_NAMES = {
     "data_sha256": "the rows",
     "tokens_sha256": "the tokens of the rows (chat template or tokenizer)",
     "model_fingerprint": "the model's files",
@@ -224,7 +224,7 @@ def require_unchanged_inputs(
     if any(record.get("tokens_sha256") for _, record in started):
         current["tokens_sha256"] = hash_tokens(prepared.train)
     problems: list[Problem] = []
-    for field, name in INPUTS.items():
+    for field, name in INPUT_NAMES.items():
         if field == "tokens_sha256" and problems:  # follows from the rows or the model
             continue
         changed = [run.path.name for run, record in started if record.get(field) not in (None, current.get(field))]
@@ -249,7 +249,7 @@ def require_comparable(evaluations: Mapping[str, tuple[RunDirectory, Mapping[str
     groups: dict[str, dict[str, list[str]]] = {}
     for run, evaluation in evaluations.values():
         record = run.record()
-        values = {name: str(record.get(field)) for field, name in INPUTS.items()}
+        values = {name: str(record.get(field)) for field, name in INPUT_NAMES.items()}
         values["the held-out rows"] = repr((evaluation["prompts"], evaluation["references"]))
         for name, value in values.items():
             groups.setdefault(name, {}).setdefault(value, []).append(run.path.name)

@@ -29,7 +29,7 @@ RENDEZVOUS = "NEFT_RENDEZVOUS"
 COLLECTIVE_TIMEOUT = timedelta(days=1)
 """Long, since the main process may answer many prompts while the others wait. A dead process is noticed at once."""
 POLL_SECONDS = 0.02
-CONNECT_TIMEOUT = timedelta(minutes=1)
+RENDEZVOUS_TIMEOUT = timedelta(minutes=1)
 """Timeout of the launcher's address."""
 RELAUNCH = "unset WORLD_SIZE, or start by torchrun"
 MAX_PER_CORE = 4
@@ -256,7 +256,7 @@ def _launcher_store() -> Any:
     port = int(numbers["MASTER_PORT"])
     try:
         store = TCPStore(
-            address, port, world_size(), is_host, CONNECT_TIMEOUT, wait_for_workers=False, multi_tenant=True
+            address, port, world_size(), is_host, RENDEZVOUS_TIMEOUT, wait_for_workers=False, multi_tenant=True
         )
     except RuntimeError as error:
         got = f"{address}:{port}: {str(error).splitlines()[0]}"

@@ -18,7 +18,7 @@ from neftcli.system.network import explain_unreachable, proxy_settings, redact_p
 
 HUB = "https://huggingface.co"
 UNREACHABLE = "the hub can't be reached; using the local cache only ({})"
-TRUE = ("1", "ON", "YES", "TRUE")
+HUB_TRUE = ("1", "ON", "YES", "TRUE")
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 TOKEN = re.compile(r"[A-Za-z0-9_.~+/=-]+")
@@ -38,7 +38,7 @@ def go_offline_if_unreachable() -> str:
     _require_valid_tokens()
     reason = _explain_unwritable_cache()
     for name in OFFLINE_VARIABLES:
-        if os.environ.get(name, "").upper() in TRUE:
+        if os.environ.get(name, "").upper() in HUB_TRUE:
             return f"{name} is {os.environ[name]}"
     reason = reason or explain_unreachable(address)
     if reason:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
-MAX_NAMES = 2000
+MAX_CANDIDATES = 2000
 """Names of a folder that are compared; more take seconds."""
 MIN_SIMILARITY = 0.7
 """Similarity of names (difflib) from which one is suggested in place of another."""
@@ -77,7 +77,7 @@ def closest_path(path: Path, others: Iterable[str] = (), endings: Collection[str
             continue
         names: list[str] = []
         with suppress(OSError, ValueError):  # not a folder, or not readable
-            names = [item.name for item in islice(closest.iterdir(), MAX_NAMES)]
+            names = [item.name for item in islice(closest.iterdir(), MAX_CANDIDATES)]
         if endings and part == path.name:
             names = [name for name in names if Path(name).suffix in (*endings, path.suffix)]
         similar = get_close_matches(part, names, n=1, cutoff=MIN_SIMILARITY)

@@ -16,7 +16,7 @@ from neftcli.kernels.attention import use_document_attention
 from neftcli.neftune import document_lengths
 from neftcli.neftune.evaluation_mode import evaluation_mode
 
-TOLERANCE = 1e-4
+LEAK_TOLERANCE = 1e-4
 """Largest change of a logit that is rounding."""
 DOCUMENT_LENGTH = 8
 Batching = Literal["auto", "padded", "bucketed", "padding_free", "packed"]
@@ -40,7 +40,7 @@ def resolve_batching(batching: Batching, model: Any, *, fused: bool = True) -> B
     except ValueError as error:  # raised by layers that need a package to isolate packed documents, as Qwen3.5's
         reason = str(error)
     else:
-        if leak <= TOLERANCE:
+        if leak <= LEAK_TOLERANCE:
             return "padding_free" if batching == "auto" else batching
         reason = f"a different first document changes the second one's logits by {leak:.2g}"
     if batching == "auto":

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from neftcli.training.resume import ResumeState
     from neftcli.training.trainer import NeftTrainer
 
-SECRET = re.compile(r"(KEY|TOKEN|PASSWORD|SECRET)$")
+SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|PASSWORD|SECRET_VARIABLE)$")
 """Names of environment variables whose values appear in no message."""
 SHORTEST_SECRET = 6
 TRACKERS_FOLDER = "trackers"
@@ -258,7 +258,7 @@ class Reporter(TrainerCallback):
 def redact(text: str) -> str:
     """Return a text without the values of secret environment variables and without passwords in URLs."""
     for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= SHORTEST_SECRET:
+        if SECRET_VARIABLE.search(name) and len(value) >= SHORTEST_SECRET:
             text = text.replace(value, HIDDEN)
     return " ".join(redact_password(word) for word in text.split(" "))
 

@@ -35,7 +35,7 @@ from neftcli.models.adapters import adapter_notices, validate_adapter
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.baseline import find_paired_run
 from neftcli.runs.checkpoints import Checkpoint, CheckpointFolder
-from neftcli.runs.directory import METRICS, RECIPE, RunDirectory
+from neftcli.runs.directory import METRICS, RECIPE, SAMPLES, RunDirectory
 from neftcli.runs.record import RunRecord
 from neftcli.system import distributed
 from neftcli.system.files import atomic_write, file_sha256
@@ -66,7 +66,6 @@ PADDED = (
     "{} does not isolate packed documents, so rows are padded; --set training.batching=bucketed "
     "batches rows of similar length: fewer pads, a different order"
 )
-SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 from neftcli.cli.main import app
-from neftcli.events import REGISTRY
+from neftcli.events import EVENTS
 from neftcli.recipe.keys import keys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ def test_page_names_only_recipe_keys_that_exist(page: Path) -> None:
     text = re.sub(r"```python.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     named = re.findall(rf"(?<![\w/.])((?:{'|'.join(sorted(sections))})\.[a-z_]+(?:\.[a-z_]+)*)", text)
     files = re.compile(r"\.(json|jsonl|md|py|yaml|csv|log)$")
-    unknown = {name for name in named if name not in paths | sections | REGISTRY.keys() and not files.search(name)}
+    unknown = {name for name in named if name not in paths | sections | EVENTS.keys() and not files.search(name)}
     assert not unknown
 
 

@@ -10,7 +10,7 @@ import typer.main
 
 from docs.generate_reference import command_page, events_page, recipe_page, run_files_page
 from neftcli.cli.main import app
-from neftcli.events import REGISTRY
+from neftcli.events import EVENTS
 from neftcli.events.phases import PhaseId
 from neftcli.recipe.keys import keys
 from neftcli.recipe.schema import Source
@@ -52,7 +52,7 @@ def test_events_page_describes_every_event_and_field() -> None:
     page = events_page()
     headings = [line for line in page.splitlines() if line.startswith("#")]
     assert len(headings) == len(set(headings))
-    for name, event in REGISTRY.items():
+    for name, event in EVENTS.items():
         section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         assert section
         assert all(f"| `{field.name}` |" in section for field in fields(event))

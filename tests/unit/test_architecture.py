@@ -77,6 +77,26 @@ def test_public_names_have_one_meaning() -> None:
     assert {name: places for name, places in modules.items() if len(places) > 1} == {}
 
 
+def constants(tree: ast.Module) -> set[str]:
+    """Public names that a module assigns, without type variables, typer's `app`, and other names of one constant."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            is_type_variable = isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "TypeVar"
+            if not is_type_variable and not isinstance(node.value, ast.Name | ast.Attribute):
+                names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("_")} - {"app"}
+
+
+def test_constants_have_one_meaning() -> None:
+    modules = defaultdict(list)
+    for name, tree in TREES.items():
+        for constant in constants(tree):
+            modules[constant].append(name)
+    assert {name: places for name, places in modules.items() if len(places) > 1} == {}
+
+
 def is_private(name: object) -> bool:
     return isinstance(name, str) and name.startswith("_") and not name.startswith("__")
 

@@ -16,7 +16,7 @@ from neftcli.cli.display.text import sanitize, write_to_stream
 
 SIDE_BY_SIDE = 100
 """Columns from which two answers are shown side by side."""
-GAP = 3
+ANSWER_GAP = 3
 """Spaces between two answers."""
 FRAME_LINES = 5
 """Lines of the terminal that the tail of two growing answers leaves free."""
@@ -100,8 +100,8 @@ class ChatScreen:
     def _columns(self, *, tail: bool) -> RenderableType:
         """Render the answers side by side; with `tail` only as many lines as the terminal has room for."""
         count = len(self._names)
-        width = (self.console.width - GAP * (count - 1)) // count
-        table = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
+        width = (self.console.width - ANSWER_GAP * (count - 1)) // count
+        table = Table.grid(padding=(0, ANSWER_GAP, 0, 0), pad_edge=False)
         for _ in self._names:
             table.add_column(width=width, overflow="fold")
         table.add_row(*(Text(name, style="bold") for name in self._names))

@@ -39,10 +39,10 @@ LABELS: Mapping[CheckId, str] = {
     CheckId.MODEL: "bundled model",
 }
 """Display texts of the checks."""
-STYLES = {CheckLevel.OK: "green", CheckLevel.WARNING: "yellow", CheckLevel.PROBLEM: "bold red"}
-MARKS = {CheckLevel.OK: "ok", CheckLevel.WARNING: "warning", CheckLevel.PROBLEM: "problem"}
+LEVEL_STYLES = {CheckLevel.OK: "green", CheckLevel.WARNING: "yellow", CheckLevel.PROBLEM: "bold red"}
+LEVEL_WORDS = {CheckLevel.OK: "ok", CheckLevel.WARNING: "warning", CheckLevel.PROBLEM: "problem"}
 LABEL_WIDTH = max(map(len, LABELS.values()))
-MARK_WIDTH = max(map(len, MARKS.values()))
+MARK_WIDTH = max(map(len, LEVEL_WORDS.values()))
 
 
 def checking(event: events.Phase) -> str:
@@ -59,20 +59,20 @@ def check(event: events.Checked) -> RenderableType:
     text = Text(event.text)
     if event.hint:
         text.append(f"\n{event.hint}", style="bold")
-    grid.add_row(Text(f" {MARKS[event.level]}", style=STYLES[event.level]), Text(LABELS[event.check]), text)
+    grid.add_row(Text(f" {LEVEL_WORDS[event.level]}", style=LEVEL_STYLES[event.level]), Text(LABELS[event.check]), text)
     return grid
 
 
 def check_lines(event: events.Checked) -> list[str]:
     """Return a check as lines."""
     hint = [f"  hint: {event.hint}"] if event.hint else []
-    return [f"{MARKS[event.level]}: {LABELS[event.check]}: {event.text}", *hint]
+    return [f"{LEVEL_WORDS[event.level]}: {LABELS[event.check]}: {event.text}", *hint]
 
 
 def diagnosis(event: events.Diagnosis) -> RenderableType:
     """Render the last line of `neft doctor`."""
     level = CheckLevel.PROBLEM if event.problems else CheckLevel.WARNING if event.warnings else CheckLevel.OK
-    return Text(f"\n {summary(event)}", style=STYLES[level])
+    return Text(f"\n {summary(event)}", style=LEVEL_STYLES[level])
 
 
 def summary(event: events.Diagnosis) -> str:

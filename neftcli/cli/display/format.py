@@ -52,9 +52,9 @@ PHASES = {
 """Display texts of the phases."""
 UNCOUNTED = {"tasks": "tasks", "judge": "the judge", "report": "the verdict and its plots"}
 """Display texts of the parts that an estimate leaves out."""
-ROLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
+ROLE_TITLES = {"run": "this run", "model": "model", "baseline": "baseline", "base": "base"}
 MAX_LOCATIONS = 3
-MAX_NAMES = 10
+MAX_OCCURRENCES = 10
 MAX_NAME_LENGTH = 60
 Style = Literal["", "strong", "dim", "notice", "error"]
 
@@ -451,8 +451,8 @@ def _names(occurrences_by_name: Mapping[str, events.Occurrences]) -> str:
         f"{name[:MAX_NAME_LENGTH]} ({count_noun(occurrences.rows, 'row')}, first {occurrences.first})"
         for name, occurrences in occurrences_by_name.items()
     ]
-    more = f", and {len(shown) - MAX_NAMES} more" if len(shown) > MAX_NAMES else ""
-    return ", ".join(shown[:MAX_NAMES]) + more
+    more = f", and {len(shown) - MAX_OCCURRENCES} more" if len(shown) > MAX_OCCURRENCES else ""
+    return ", ".join(shown[:MAX_OCCURRENCES]) + more
 
 
 # Inspected rows

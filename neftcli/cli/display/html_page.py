@@ -16,8 +16,8 @@ from neftcli.events.data import describe_source
 from neftcli.system.files import atomic_write
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-MARK = "<!doctype html><!-- neft data inspect -->"
-TEMPLATE = """\
+PAGE_MARK = "<!doctype html><!-- neft data inspect -->"
+PAGE_TEMPLATE = """\
 {{ mark|safe }}
 <html lang="en">
 <head>
@@ -118,9 +118,9 @@ class Page:
         if data:
             counts = [format.data_line(data), format.length_line(data), format.template_text(data)]
             counts += format.unused_lines(data)
-        template = Environment(autoescape=True).from_string(TEMPLATE)
+        template = Environment(autoescape=True).from_string(PAGE_TEMPLATE)
         return template.render(
-            mark=MARK,
+            mark=PAGE_MARK,
             title=f"{describe_source(data.source) if data else 'rows'}: tokens with loss",
             counts=[sanitize(line) for line in counts if line],
             notices=[sanitize(notice) for notice in self._notices],
@@ -160,7 +160,7 @@ def _require_own(path: Path) -> None:
         if not path.parent.is_dir():
             hint = f"mkdir {shlex.quote(str(path.parent))}"
             raise InputError(Problem("--html: there is no such folder", str(path.parent), hint))
-        if path.exists() and not path.read_bytes().startswith(MARK.encode()):
+        if path.exists() and not path.read_bytes().startswith(PAGE_MARK.encode()):
             problem = "--html: this file exists and is not a page of neft, so it is not overwritten"
             raise InputError(Problem(problem, str(path), "another name"))
         with TemporaryDirectory(dir=path.parent):

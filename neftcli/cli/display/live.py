@@ -22,11 +22,11 @@ from neftcli.runs.directory import METRICS
 from neftcli.system.files import format_bytes
 from neftcli.wording import count_noun
 
-MAX_ROWS = 16
+MAX_LIVE_ROWS = 16
 """Rows of a run's table, for a terminal of 24 lines."""
 RECENT_ROWS = 10
 """Latest rows, always shown; of the older rows, those with an evaluation are kept first."""
-WIDE = 110
+LIVE_COLUMNS = 110
 
 
 @dataclass
@@ -119,7 +119,7 @@ class LiveDisplay:
     @_take.register
     def _(self, event: events.StepLogged) -> None:
         self._row(event.step).logged = event
-        while len(self._rows) > MAX_ROWS:
+        while len(self._rows) > MAX_LIVE_ROWS:
             older = self._rows[:-RECENT_ROWS]
             self._rows.remove(next((row for row in older if row.evaluated is None), older[1]))
             self._left_out += 1
@@ -277,9 +277,9 @@ class LiveDisplay:
         return Group(table, screens.line(format.Line("training", f"{rows} left out here: {file}", "dim")))
 
     def _rows_table(self) -> Table:
-        decimals = 4 if self.console.width >= WIDE else 3
+        decimals = 4 if self.console.width >= LIVE_COLUMNS else 3
         names = (" step", "epoch", "loss", "no noise", "held-out", "lr", "grad", "tok/s", "memory")
-        if self.console.width >= WIDE:
+        if self.console.width >= LIVE_COLUMNS:
             names = (" step", "epoch", "loss", "loss, no noise", "held-out", "lr", "grad norm", "tokens/s", "memory")
         table = screens.columns(*names)
         total = f"/{self._progress.total_steps}" if self._progress else ""

@@ -125,7 +125,7 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.EvaluationReport) -> list[str]:
-        lines = [f"{format.ROLES[model.role]}: {format.model_line(model)}" for model in event.models]
+        lines = [f"{format.ROLE_TITLES[model.role]}: {format.model_line(model)}" for model in event.models]
         for row in event.metrics:
             columns = number_format.table_model_values(event, row)
             values = [f"{model.role}={value}" for model, value in zip(event.models, columns, strict=True)]

@@ -24,7 +24,7 @@ TITLE = "name"
 LOSS = "held-out loss"
 MAX_ALPHAS = 4
 MODEL_WIDTH = 24
-INPUTS = {"data": "data", "tokens": "tokens", "model": "base model"}
+INPUT_LABELS = {"data": "data", "tokens": "tokens", "model": "base model"}
 """Display texts of the inputs that two runs can differ in."""
 ONE_RUN = "One run each "
 NEW_SEEDS = f"{ONE_RUN}does not show an effect for new seeds: a different seed changes the results, too."
@@ -194,7 +194,7 @@ def comparison_sentences(compared: events.RunsCompared) -> list[str]:
     if not compared.options:
         sentences.append("Both have the same recipe: a difference shows what training twice changes.")
     if compared.different_inputs:
-        names = " and ".join(INPUTS[name] for name in compared.different_inputs)
+        names = " and ".join(INPUT_LABELS[name] for name in compared.different_inputs)
         sentences.append(
             f"They have different {names} (by the hashes in run.json), so their losses are not subtracted."
         )

@@ -18,8 +18,8 @@ from neftcli.wording import count_noun
 LEFT = (f" {TITLE}", "status", "model", "method", "verdict")
 OPTIONAL = ("method", "size", "steps", "model", "seed", "alpha", "verdict", "age")
 """Columns that a narrow terminal leaves out, the first one first."""
-GAP = 2
-STATUS_STYLES = {
+COLUMN_GAP = 2
+RUN_STYLES = {
     RunStatus.FINISHED: "green",
     RunStatus.RUNNING: "bold",
     RunStatus.FAILED: "red",
@@ -86,14 +86,14 @@ def runs_compared(event: events.RunsCompared) -> RenderableType:
     names = (event.first.name(), event.second.name())
     parts: list[RenderableType] = []
     if event.options:
-        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+        table = Table(box=None, pad_edge=False, padding=(0, COLUMN_GAP, 0, 0), header_style="dim")
         table.add_column(" option", no_wrap=True)
         for name in names:
             table.add_column(name, overflow="fold")
         for option in event.options:
             table.add_row(f" {option.key}", *map(run_rows.format_option, (option.first, option.second)))
         parts += [table, Text()]
-    results = screens.columns(" result", *names, "difference", left=(" result",), gap=GAP)
+    results = screens.columns(" result", *names, "difference", left=(" result",), gap=COLUMN_GAP)
     for name, *values in run_rows.result_rows(event):
         results.add_row(f" {name}", *values)
     parts += [results, Text()]
@@ -115,13 +115,13 @@ def _run_table(runs: list[events.RunSummary], width: int) -> tuple[RenderableTyp
     widths = {name: max(cell_len(text) for text in (name, *(row[name] for row in rows))) for name in names}
     left_out = []
     for name in OPTIONAL:
-        if 1 + sum(widths[name] + GAP for name in names) - GAP <= width:
+        if 1 + sum(widths[name] + COLUMN_GAP for name in names) - COLUMN_GAP <= width:
             break
         if name in names:
             names.remove(name)
             left_out.append(name)
     headings = [f" {TITLE}", *names[1:]]
-    table = screens.columns(*headings, left=LEFT, gap=GAP)
+    table = screens.columns(*headings, left=LEFT, gap=COLUMN_GAP)
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     for run, row in zip(runs, rows, strict=True):
         cells = [Text(row[name], style=_cell_style(name, run)) for name in names]
@@ -132,7 +132,7 @@ def _run_table(runs: list[events.RunSummary], width: int) -> tuple[RenderableTyp
 
 def _cell_style(name: str, run: events.RunSummary) -> str:
     if name == "status":
-        return STATUS_STYLES.get(run.status, "yellow")
+        return RUN_STYLES.get(run.status, "yellow")
     return "" if name in (LOSS, "verdict", "alpha", "seed") else "dim"
 
 

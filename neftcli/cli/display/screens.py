@@ -42,7 +42,7 @@ STYLES: Mapping[format.Style, str] = {
     "error": "red",
 }
 VERDICT_STYLES = {VerdictId.BETTER: "bold green", VerdictId.WORSE: "bold red", VerdictId.NOT_TESTED: "dim"}
-STATUS_STYLES = {
+CELL_STYLES = {
     CellStatus.FINISHED: "green",
     CellStatus.FAILED: "bold red",
     CellStatus.TRAINING: "bold",
@@ -51,7 +51,7 @@ STATUS_STYLES = {
 ENDED = (CellStatus.FINISHED, CellStatus.FAILED, CellStatus.NOT_NEEDED)
 TRAINING_SHARE = 0.9
 """Share of a cell's time that is training; the rest is its evaluation."""
-WIDE = 126
+WIDE_TABLE = 126
 LIST_WIDTH = 1000
 """Columns from which an evaluation has the numbers of its tests in the first table."""
 NARROW_DETAILS = ("95 % CI", "p (Holm)")
@@ -232,7 +232,7 @@ def inspected_row(event: InspectedRow) -> RenderableType:
 def evaluation_report(report: EvaluationReport, width: int) -> RenderableType:
     """Render the report of an evaluation for a terminal of `width` columns."""
     report = sanitize_event(report)
-    wide = width >= WIDE
+    wide = width >= WIDE_TABLE
     parts: list[RenderableType] = [Text(), _models(report), Text()]
     others = [model.role for model in report.models[1:]]
     parts.append(_fit(_metrics(report, others[0] if others else None, wide=wide), width))
@@ -256,7 +256,7 @@ def _models(report: EvaluationReport) -> Table:
     grid = Table.grid(padding=(0, 2))
     for model in report.models:
         grid.add_row(
-            Text(f" {format.ROLES[model.role]}", style="bold"), Text(format.model_line(model), overflow="fold")
+            Text(f" {format.ROLE_TITLES[model.role]}", style="bold"), Text(format.model_line(model), overflow="fold")
         )
     grid.add_row(Text(" rows", style="bold"), Text(f"{report.rows}, {report.source.describe()}", overflow="fold"))
     return grid
@@ -267,7 +267,7 @@ def _metrics(report: EvaluationReport, role: str | None, *, wide: bool) -> Table
     details = _details_with_tests(report, DETAILS if wide else ())
     table = _plain_table(1)
     table.add_column(" metric", overflow="fold")
-    headings = [format.ROLES[model.role] for model in reversed(report.models)]
+    headings = [format.ROLE_TITLES[model.role] for model in reversed(report.models)]
     headings += ["95 % CI", "n"] if role is None else ["difference", *details]
     for name in headings:
         table.add_column(name, justify="right", no_wrap=True)
@@ -298,7 +298,7 @@ def _comparisons(report: EvaluationReport, role: str, *, wide: bool) -> Table:
     with_verdict = role != report.models[1].role and _has_tests(report)
     details = _details_with_tests(report, DETAILS if wide else NARROW_DETAILS)
     table = _plain_table(1)
-    table.add_column(f" compared with {format.ROLES[role]}", overflow="fold")
+    table.add_column(f" compared with {format.ROLE_TITLES[role]}", overflow="fold")
     for name in ("difference", *details):
         table.add_column(name, justify="right", no_wrap=True)
     if with_verdict:
@@ -330,7 +330,7 @@ def _verdict(comparison: Comparison) -> Text:
 def _side_by_side(report: EvaluationReport, shown: SideBySide) -> RenderableType:
     answers = [("reference", shown.reference)] if shown.reference else []
     for model, answer in zip(reversed(report.models), reversed(shown.answers), strict=True):
-        answers.append((format.ROLES[model.role], answer))
+        answers.append((format.ROLE_TITLES[model.role], answer))
     return _answers(shown.prompt, answers)
 
 
@@ -356,7 +356,7 @@ def cells(
         table.add_row(
             f" {arm_name(state.arm)}",
             str(state.seed),
-            Text(format.cell_status(state), style=STATUS_STYLES.get(state.status, "dim")),
+            Text(format.cell_status(state), style=CELL_STYLES.get(state.status, "dim")),
             f"{state.step}/{state.total_steps}" if active and state.total_steps else "",
             format.loss(state.held_out_loss) if state.held_out_loss is not None else "",
             format.duration(state.remaining) if active and state.remaining else "",
@@ -404,7 +404,7 @@ def sweep_plan(states: Sequence[CellState], estimate: SweepEstimate) -> Renderab
     seconds = {cell.key: format.rough_duration(cell.seconds) for cell in estimate.cells}
     table = columns(" arm", "seed", "status", "takes about", left=(" arm", "status"))
     for state in states:
-        status = Text(format.status_text(state.status), style=STATUS_STYLES.get(state.status, "dim"))
+        status = Text(format.status_text(state.status), style=CELL_STYLES.get(state.status, "dim"))
         table.add_row(f" {arm_name(state.arm)}", str(state.seed), status, seconds.get(state.key, ""))
     first, *lines = format.estimate_lines(estimate)
     parts: list[RenderableType] = [table, Text(), _sentence(first, "bold"), *map(_sentence, lines)]

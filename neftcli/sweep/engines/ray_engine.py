@@ -23,7 +23,7 @@ from neftcli.errors import InputError, Problem, first_line
 from neftcli.events import CellStarted, CellStatus, Notice
 from neftcli.runs.directory import CELLS
 from neftcli.sweep.engines.engine import CellOutcome, OnEvent, OnOutcome
-from neftcli.sweep.engines.ray_task import SHARE_HINT, TIMEOUT, CellTask, Mailbox, check_folder, run_task
+from neftcli.sweep.engines.ray_task import RAY_TIMEOUT, SHARE_HINT, CellTask, Mailbox, check_folder, run_task
 from neftcli.system.files import atomic_write, open_without_links, remove
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class RayEngine:
                         self._ray.cancel(task, force=False)
                 halted = True
             for _ in range(1 + len(ready)):  # a call in flight may lack the last events of a cell that has ended
-                self._take_events(on_event, TIMEOUT if ready else 0)
+                self._take_events(on_event, RAY_TIMEOUT if ready else 0)
             for task in ready:
                 self._end(task, queue, tries, on_outcome)
             self._report_no_room(on_event)
@@ -225,7 +225,7 @@ class RayEngine:
             GetTimeoutError: Its result has not arrived yet.
         """
         try:
-            outcome: CellOutcome = self._ray.get(task, timeout=TIMEOUT)
+            outcome: CellOutcome = self._ray.get(task, timeout=RAY_TIMEOUT)
         except self._ray.exceptions.GetTimeoutError:
             raise
         except self._ray.exceptions.RayError as error:
@@ -354,4 +354,4 @@ def _require_reachable(address: str) -> None:
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not colon or not port.isdigit():
         raise ValueError("an address is auto or HOST:PORT")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT).close()
+    socket.create_connection((host.strip("[]"), int(port)), timeout=RAY_TIMEOUT).close()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from neftcli.training.assets import AssetCache
     from neftcli.training.signals import StopSignal
 
-TIMEOUT = 5.0
+RAY_TIMEOUT = 5.0
 """Seconds to wait for an answer over the network."""
 LOCK_TIMEOUT = 180.0
 """Seconds to wait for a run that another process is training: the former worker of a restarted cell may still end, and
@@ -106,7 +106,7 @@ class MailboxObserver:
     def ask(self) -> bool:
         """Ask the mailbox and wait for the answer; it then has all events that were sent."""
         self._question = self._mailbox.is_stop_requested.remote().future()
-        self._receive(TIMEOUT)
+        self._receive(RAY_TIMEOUT)
         return self._stop_requested
 
     def _receive(self, timeout: float) -> None:

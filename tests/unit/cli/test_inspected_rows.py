@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from neftcli import events
-from neftcli.cli.display.html_page import MARK, Page
+from neftcli.cli.display.html_page import PAGE_MARK, Page
 from neftcli.cli.display.json_lines import JsonLines
 from neftcli.cli.display.plain import PlainLines
 from neftcli.errors import InputError
@@ -155,8 +155,8 @@ def test_page_is_written_over_nothing_else(tmp_path: Path, name: str) -> None:
 
 def test_page_replaces_a_page_and_is_not_written_after_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "rows.html"
-    path.write_text(f"{MARK}\nan earlier one")
+    path.write_text(f"{PAGE_MARK}\nan earlier one")
     with pytest.raises(KeyError), Page(path, RecordingDisplay()):
         raise KeyError
-    assert path.read_text() == f"{MARK}\nan earlier one"
+    assert path.read_text() == f"{PAGE_MARK}\nan earlier one"
     assert "earlier" not in page_of(path, ROW)[0]

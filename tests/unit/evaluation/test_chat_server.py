@@ -224,7 +224,7 @@ def test_judge_pairs_waits_for_pending_replies(
     server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pending reply is paid for, so it is awaited and stored, but not for longer than the grace period."""
-    monkeypatch.setattr("neftcli.evaluation.judge.GRACE_SECONDS", 0.8)
+    monkeypatch.setattr("neftcli.evaluation.judge.PENDING_SECONDS", 0.8)
 
     def slow(exchange: Exchange) -> None:
         time.sleep(0.2)

@@ -13,7 +13,7 @@ import datasets
 import pytest
 
 from neftcli.errors import InputError
-from neftcli.evaluation.task_code import TRUST, code_in_task, sandboxed_templates
+from neftcli.evaluation.task_code import TRUST_VARIABLE, code_in_task, sandboxed_templates
 from neftcli.evaluation.tasks import check_tasks, run_tasks
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the current folder, with rows and a Python file that creates the folder `made` when it is imported."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(TRUST, raising=False)
+    monkeypatch.delenv(TRUST_VARIABLE, raising=False)
     rows = [{"question": f"{number}?", "choices": ["a", "b"], "answer": 0} for number in range(3)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "own.py").write_text(
@@ -86,7 +86,7 @@ def test_check_tasks_rejects_code(kind: str, include: bool, folder: Path) -> Non
 def test_run_tasks_runs_code_if_trusted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So the code of the file above would have run without the check."""
     Path("task.yaml").write_text(CODE["a function"][0])
-    monkeypatch.setenv(TRUST, "1")
+    monkeypatch.setenv(TRUST_VARIABLE, "1")
     run("task.yaml")
     assert created_folder(folder).is_dir()
 
@@ -102,7 +102,7 @@ def test_code_in_task_without_code(folder: Path) -> None:
 @pytest.mark.parametrize("trusted", ["", "1"])
 def test_run_tasks_sandboxes_templates(trusted: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Templates can't reach Python, even if task files are trusted."""
-    monkeypatch.setenv(TRUST, trusted)
+    monkeypatch.setenv(TRUST_VARIABLE, trusted)
     Path("task.yaml").write_text(TASK.replace("{{question}}", TEMPLATE.replace("MADE", str(created_folder(folder)))))
     with pytest.raises(InputError, match="unsafe"):
         run("task.yaml")

@@ -17,7 +17,7 @@ from neftcli.errors import DISK_FULL, INTERNAL, OUT_OF_MEMORY, PERMISSION, USAGE
 from neftcli.evaluation.judge import JudgeError
 from neftcli.evaluation.measurement import PROGRESS_UNITS
 from neftcli.events import reference
-from neftcli.metrics.registry import REGISTRY as METRICS
+from neftcli.metrics.registry import METRICS_BY_ID as METRICS
 from neftcli.sweep.reporter import SweepError
 
 EXPORTED = [getattr(events, name) for name in events.__all__]
@@ -25,8 +25,8 @@ EXPORTED = [getattr(events, name) for name in events.__all__]
 
 def test_registry_holds_every_event() -> None:
     with_id = {kind for kind in EXPORTED if isinstance(kind, type) and isinstance(getattr(kind, "id", None), str)}
-    assert set(events.REGISTRY.values()) == with_id
-    assert list(events.REGISTRY) == [kind.id for kind in events.REGISTRY.values()]
+    assert set(events.EVENTS.values()) == with_id
+    assert list(events.EVENTS) == [kind.id for kind in events.EVENTS.values()]
 
 
 def test_ids_are_not_display_text() -> None:
@@ -41,7 +41,7 @@ def test_ids_are_not_display_text() -> None:
         *(error.code for error in _error_classes(NeftError)),
     ]
     ids = [
-        *events.REGISTRY,
+        *events.EVENTS,
         *events.PhaseId,
         *events.CellStatus,
         *events.RunStatus,
@@ -94,7 +94,7 @@ def test_problem_code_is_that_of_the_error() -> None:
 
 def test_describe_events_describes_every_field() -> None:
     described = reference.describe_events()
-    assert [event.name for event in described] == list(events.REGISTRY)
+    assert [event.name for event in described] == list(events.EVENTS)
     for event in [*described, *reference.describe_parts()]:
         assert event.summary.endswith("."), event.name
         for field in event.fields:
@@ -104,7 +104,7 @@ def test_describe_events_describes_every_field() -> None:
 def test_describe_parts_describes_what_events_hold() -> None:
     parts = {part.name for part in reference.describe_parts()}
     assert {"Problem", "SplitCounts", "Occurrences", "ArmResult", "Comparison", "Significance", "Token"} <= parts
-    assert parts.isdisjoint(kind.__name__ for kind in events.REGISTRY.values())
+    assert parts.isdisjoint(kind.__name__ for kind in events.EVENTS.values())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from neftcli.export.export import BYTES_PER_WEIGHT
 from neftcli.export.export_targets import EXPORT_TARGETS, QUANTIZATIONS, ExportTarget
 from neftcli.export.logits import TOLERANCES
-from neftcli.export.merge import DTYPES
+from neftcli.export.merge import DTYPE_BYTES
 
 PAGE = Path(__file__).parents[3] / "docs" / "export.md"
 
@@ -22,5 +22,5 @@ def test_export_target_is_documented(target: ExportTarget) -> None:
 
 
 def test_types_have_tolerances_and_sizes() -> None:
-    assert set(TOLERANCES) == {*DTYPES, *QUANTIZATIONS}
+    assert set(TOLERANCES) == {*DTYPE_BYTES, *QUANTIZATIONS}
     assert set(BYTES_PER_WEIGHT) == set(QUANTIZATIONS)

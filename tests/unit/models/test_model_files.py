@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from neftcli.errors import ModelError
 from neftcli.models.loading import load_model, load_tokenizer
-from neftcli.models.model_files import INDEX, list_code_files, model_sha256, weight_files
+from neftcli.models.model_files import WEIGHTS_INDEX, list_code_files, model_sha256, weight_files
 from neftcli.models.registry import ModelReference
 from neftcli.models.validate import validate_weight_files
 
@@ -35,7 +35,7 @@ def move_weights(folder: Path, name: str, by: str) -> Path:
     weights = folder / "model.safetensors"
     if by == "index":
         weight_map = dict.fromkeys(load_file(weights), name)
-        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        (folder / WEIGHTS_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
         weights.rename(file)
     else:
         config = json.loads((folder / "config.json").read_text())

@@ -11,7 +11,7 @@ import pytest
 from neftcli.errors import DataError
 from neftcli.events import Occurrences
 from neftcli.rows.example import RowNotes, Turn, UnusableRow
-from neftcli.rows.turns import MARKS, REASONING, ROLES, read_turns
+from neftcli.rows.turns import LOSS_MARKS, REASONING, ROLES, read_turns
 
 WHERE = "rows.jsonl, line 17"
 KEYS = ("role", "content")
@@ -35,7 +35,7 @@ def calls(**item: Any) -> Any:
 # Marks
 
 
-@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("mark", LOSS_MARKS)
 def test_read_mark_of_an_assistant_turn(mark: str) -> None:
     """0 and 1 in each spelling that files use; null counts as missing."""
     for value, learn in (

@@ -16,7 +16,7 @@ from neftcli.recipe.loading import load_recipe, parse_assignment
 from neftcli.rows.example import Example
 from neftcli.rows.formats import STANDARD_COLUMNS, detect_format, to_example
 from neftcli.rows.readers import Row
-from neftcli.rows.unsupported import MEDIA, UNSUPPORTED_ROWS
+from neftcli.rows.unsupported import MEDIA_COLUMNS, UNSUPPORTED_ROWS
 
 WHERE = "rows.jsonl, line 17"
 EARLIER = [{"from": "human", "value": "q1"}, {"from": "gpt", "value": "a1"}, {"from": "human", "value": "q"}]
@@ -402,7 +402,9 @@ def test_suggest_columns_of_nested_answers() -> None:
 
 
 @settings(deadline=None)
-@given(name=st.text(min_size=1, max_size=8).filter(lambda name: name.lower() not in (*STANDARD_COLUMNS, *MEDIA)))
+@given(
+    name=st.text(min_size=1, max_size=8).filter(lambda name: name.lower() not in (*STANDARD_COLUMNS, *MEDIA_COLUMNS))
+)
 def test_format_mapping_survives_the_command_line(name: str) -> None:
     """Any column name is quoted for the shell and for YAML."""
     values = {name: [*ASKED, *GOOD]}

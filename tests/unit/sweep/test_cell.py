@@ -33,7 +33,7 @@ from neftcli.recipe.loading import load_recipe, parse_assignment, recipe_fingerp
 from neftcli.recipe.schema import Recipe
 from neftcli.runs.directory import RunDirectory, remove_incomplete_runs
 from neftcli.sweep.cell import run_cell
-from neftcli.sweep.cell_runs import EVALUATION, CellRuns, evaluation_key, read_evaluation
+from neftcli.sweep.cell_runs import CELL_METRICS, CellRuns, evaluation_key, read_evaluation
 from neftcli.sweep.engines.worker import failed_outcome
 from neftcli.training.assets import AssetCache
 from neftcli.training.signals import StopSignal
@@ -82,7 +82,7 @@ def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read_values(run: RunDirectory) -> dict[str, Any]:
     """Return the evaluation of a cell without its duration."""
-    content: dict[str, Any] = json.loads((run.path / EVALUATION).read_text())
+    content: dict[str, Any] = json.loads((run.path / CELL_METRICS).read_text())
     content.pop("seconds")
     return content
 
@@ -119,7 +119,7 @@ def test_run_cell_only_evaluates_a_finished_run(recipe: Recipe, monkeypatch: pyt
     expected = read_values(run)
     forbid_training(monkeypatch)
     for damaged in ("", "{", "[]", json.dumps({"settings": evaluation_key(recipe)})):
-        (run.path / EVALUATION).write_text(damaged)
+        (run.path / CELL_METRICS).write_text(damaged)
         assert read_evaluation(run, recipe) is None
     for store in (run.path / "evaluation").glob("*.jsonl"):
         store.unlink()
@@ -142,7 +142,7 @@ def test_run_cell_only_evaluates_a_finished_run(recipe: Recipe, monkeypatch: pyt
 def test_run_cell_does_not_trust_the_runs_recipe(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """The saved recipe of a finished, unevaluated cell trusts remote code; that doesn't count."""
     run = RunDirectory(Path(run_cell(recipe, AssetCache(), RecordingObserver(), StopSignal())))
-    (run.path / EVALUATION).unlink()
+    (run.path / CELL_METRICS).unlink()
     text = (run.path / "recipe.yaml").read_text()
     (run.path / "recipe.yaml").write_text(text.replace("trust_remote_code: false", "trust_remote_code: true"))
     trusted: list[bool] = []
@@ -168,13 +168,13 @@ def test_read_evaluation_damaged_file(place: str, recipe: Recipe, tmp_path: Path
         "answers": ["c"],
         "metrics": {"loss": {"direction": "lower", "values": [1.0], "weights": None}},
     }
-    run.write_json(EVALUATION, whole)
+    run.write_json(CELL_METRICS, whole)
     assert read_evaluation(run, recipe) == whole
-    run.write_json(EVALUATION, {key: value for key, value in whole.items() if key != place})
+    run.write_json(CELL_METRICS, {key: value for key, value in whole.items() if key != place})
     assert read_evaluation(run, recipe) is None
-    run.write_json(EVALUATION, whole | {place: 5})
+    run.write_json(CELL_METRICS, whole | {place: 5})
     assert read_evaluation(run, recipe) is None
-    run.write_json(EVALUATION, whole | {"metrics": {"loss": [1.0]}})
+    run.write_json(CELL_METRICS, whole | {"metrics": {"loss": [1.0]}})
     assert read_evaluation(run, recipe) is None
 
 

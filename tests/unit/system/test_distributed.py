@@ -109,7 +109,7 @@ COMPLETE = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "1
 def test_init_process_group_incomplete_variables(
     wrong: dict[str, str], got: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "CONNECT_TIMEOUT", timedelta(seconds=0.1))
+    monkeypatch.setattr(distributed, "RENDEZVOUS_TIMEOUT", timedelta(seconds=0.1))
     for name, value in {**COMPLETE, **wrong}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=got):

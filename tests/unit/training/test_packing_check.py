@@ -12,7 +12,7 @@ import torch
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from neftcli.errors import TrainingError
-from neftcli.training.packing_check import TOLERANCE, measure_leak, resolve_batching
+from neftcli.training.packing_check import LEAK_TOLERANCE, measure_leak, resolve_batching
 from tests.tiny import FAMILIES, Family, tiny_model
 
 
@@ -29,7 +29,7 @@ def test_measure_leak_against_the_document_alone(family: Family) -> None:
         together = model(**packed, use_cache=False).logits[0, 12:]
         alone = model(input_ids=packed["input_ids"][:, 12:], use_cache=False).logits[0]
     apart = torch.allclose(together, alone, atol=1e-5)
-    assert (measure_leak(model, packed) <= TOLERANCE) == apart
+    assert (measure_leak(model, packed) <= LEAK_TOLERANCE) == apart
     assert apart == (family != "opt")
 
 
