@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from neftcli.cli.completion import complete_run_or_model
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, panel
 from neftcli.cli.options import with_overrides
@@ -48,7 +49,12 @@ MORE_HELP = (
 @with_overrides("chat", CHAT_FLAGS, "the run's")
 def chat(
     overrides: list[dict[str, Any]],
-    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder or name of a run, or a model")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL", help="Folder or name of a run, or a model", autocompletion=complete_run_or_model
+        ),
+    ],
     against: Annotated[
         str | None,
         panel(

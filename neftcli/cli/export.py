@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from neftcli.cli.completion import complete_run
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.export.export_targets import EXPORT_TARGETS, QUANTIZATIONS
@@ -13,7 +14,7 @@ from neftcli.system.distributed import require_single_process
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder or name of a run")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder or name of a run", autocompletion=complete_run)],
     to: Annotated[
         str,
         panel("Export", "--to", metavar="TARGET", help=f"Program or format: {', '.join(EXPORT_TARGETS)}"),

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from neftcli.cli import answer, chat, data, doctor, eval, export, merge, models, recipes, runs, sweep, train
+from neftcli.cli import answer, chat, data, doctor, eval, export, merge, models, push, recipes, runs, sweep, train
 from neftcli.cli.display.text import drop_unread_output, lost_output, replace_unencodable
 from neftcli.cli.help import Command, HelpOption, command_with
 from neftcli.errors import (
@@ -121,6 +121,13 @@ app.command(
         ("neft export quickstart-a5-s0 --to ollama --out my-model", "write a folder for `ollama create`"),
     ),
 )(export.export)
+app.command(
+    "push",
+    cls=command_with(
+        ("neft push quickstart-a5-s0 me/my-model --dry-run", "show what would be uploaded"),
+        ("neft push quickstart-a5-s0 me/my-model --private --merged", "upload a model that needs no base model"),
+    ),
+)(push.push)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.command("models", cls=Command)(models.models)

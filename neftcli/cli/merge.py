@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
+from neftcli.cli.completion import complete_run
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.system.distributed import require_single_process
 
 
 def merge(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder or name of a run")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder or name of a run", autocompletion=complete_run)],
     out: Annotated[str, panel("Model", "--out", metavar="FOLDER", help="New or empty folder for the model")],
     dtype: Annotated[
         str | None,

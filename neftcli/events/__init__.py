@@ -34,7 +34,14 @@ from neftcli.events.evaluation import (
     Significance,
     VerdictId,
 )
-from neftcli.events.export import ExportFinished, LogitComparison, MergeFinished
+from neftcli.events.export import (
+    ExportFinished,
+    LogitComparison,
+    MergeFinished,
+    PushedFile,
+    PushFinished,
+    PushPlanned,
+)
 from neftcli.events.inference import (
     AnswerFinished,
     AnswerStarted,
@@ -138,6 +145,9 @@ __all__ = [
     "PhaseId",
     "PhaseProgress",
     "PowerAnalysis",
+    "PushFinished",
+    "PushPlanned",
+    "PushedFile",
     "RecipeResolved",
     "RowsSource",
     "RunDetails",
@@ -243,6 +253,8 @@ Event = (
     | AnswersWritten
     | MergeFinished
     | ExportFinished
+    | PushPlanned
+    | PushFinished
     | CommandFailed
 )
 

@@ -1,4 +1,4 @@
-"""Events about a run that is merged or exported."""
+"""Events about a run that is merged, exported or pushed."""
 
 from __future__ import annotations
 
@@ -80,4 +80,69 @@ class ExportFinished:
     size: int
     comparison: LogitComparison
     command: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PushedFile:
+    """A file of a repository on the hub.
+
+    Attributes:
+        path: Its path in the repository.
+        size: Its bytes.
+    """
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PushPlanned:
+    """What `neft push` will upload.
+
+    Attributes:
+        run: Folder of the run.
+        repository: The repository, as owner/name.
+        url: Its address.
+        private: It will be private; of an existing repository, nothing changes.
+        merged: The adapter is merged first; then the list lacks the weights, which do not exist yet.
+        files: The files.
+        metadata: YAML at the top of the model card, with base model, data and results.
+    """
+
+    id: ClassVar[str] = "push.planned"
+
+    run: str
+    repository: str
+    url: str
+    private: bool
+    merged: bool
+    files: tuple[PushedFile, ...]
+    metadata: str
+
+
+@dataclass(frozen=True, slots=True)
+class PushFinished:
+    """A run's model is on the hub.
+
+    Attributes:
+        run: Folder of the run.
+        repository: The repository, as owner/name.
+        url: Its address.
+        commit: SHA of the commit.
+        merged: The adapter was merged first.
+        files: Number of files.
+        size: Bytes of all files.
+        seconds: Wall time.
+    """
+
+    id: ClassVar[str] = "push.finished"
+
+    run: str
+    repository: str
+    url: str
+    commit: str
+    merged: bool
+    files: int
+    size: int
     seconds: float

@@ -34,6 +34,8 @@ class PhaseId(StrEnum):
     SAVING_MERGED = "saving_merged"
     WRITING_GGUF = "writing_gguf"
     COMPARING_LOGITS = "comparing_logits"
+    HASHING_FILES = "hashing_files"
+    UPLOADING = "uploading"
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,6 @@ def merge(name: str, out: str, dtype: str | None, observer: Observer, *, trust_r
         ExportError: The written model differs from the run, or the disk is full; nothing stays.
         Interrupted: It was stopped by a signal; nothing stays.
     """
-    started = time.perf_counter()
     if dtype is not None and dtype not in DTYPE_BYTES:
         raise InputError(Problem("--dtype must be a type of weights", dtype, f"--dtype {' or '.join(DTYPE_BYTES)}"))
     target, run = resolve_finished_run(name, "neft merge", trust_remote_code=trust_remote_code)
@@ -70,6 +69,26 @@ def merge(name: str, out: str, dtype: str | None, observer: Observer, *, trust_r
         message = f"{run.path}: this run has no adapter to merge; its model folder is complete as it is"
         raise InputError(Problem(message, f"method {target.recipe.method().describe()}", hint))
     folder = require_new_output(out, folder=True)
+    observer.notify(write_merged(target, run, folder, dtype, observer, trust_remote_code=trust_remote_code))
+
+
+def write_merged(
+    target: EvalTarget,
+    run: RunDirectory,
+    folder: Path,
+    dtype: str | None,
+    observer: Observer,
+    *,
+    trust_remote_code: bool,
+) -> MergeFinished:
+    """Write the tuned model of a run to `folder`, after `require_new_output`, and return the result.
+
+    Raises:
+        InputError: The run can't be merged; nothing was written.
+        ExportError: The written model differs from the run, or the disk is full; nothing stays.
+        Interrupted: It was stopped by a signal; nothing stays.
+    """
+    started = time.perf_counter()
     require_no_links(run.model)
     prepare_libraries()
     with explain_failures(folder), TemporaryDirectory() as scratch, capture_library_output(Path(scratch) / "log"):
@@ -86,18 +105,16 @@ def merge(name: str, out: str, dtype: str | None, observer: Observer, *, trust_r
             (hidden / CARD).write_text(_merge_card(target, run, tuned, dtype, comparison), encoding="utf-8")
             manifest = json.dumps(_build_manifest(target, run, hidden, dtype, comparison), indent=1) + "\n"
             (hidden / MERGE_MANIFEST).write_text(manifest, encoding="utf-8")
-    observer.notify(
-        MergeFinished(
-            run=str(run.path),
-            folder=str(folder),
-            base=target.recipe.model.name,
-            method=target.recipe.method().type,
-            dtype=dtype,
-            size=total_size(folder),
-            untied=tuned.untied,
-            comparison=comparison,
-            seconds=time.perf_counter() - started,
-        )
+    return MergeFinished(
+        run=str(run.path),
+        folder=str(folder),
+        base=target.recipe.model.name,
+        method=target.recipe.method().type,
+        dtype=dtype,
+        size=total_size(folder),
+        untied=tuned.untied,
+        comparison=comparison,
+        seconds=time.perf_counter() - started,
     )
 
 

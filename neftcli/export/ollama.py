@@ -37,6 +37,7 @@ _PLAIN: Sequence[Messages] = (
     (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")),
 )
 NO_SYSTEM = "the chat template has no system turns, so Ollama leaves system prompts out"
+NO_QUOTES = f"a Modelfile can't hold a system prompt that contains {QUOTES}, so it has none"
 NO_TEMPLATE = (
     "the chat template can't be written in Ollama's template language, so the Modelfile has none; Ollama recognises "
     "well-known templates in the .gguf file: check with `ollama show NAME --template`"
@@ -186,7 +187,9 @@ def build_modelfile(
         observer.notify(Notice(NO_TEMPLATE))
     else:
         lines.append(f"TEMPLATE {QUOTES}{template}{QUOTES}")
-    if system_prompt and QUOTES not in system_prompt:
+    if system_prompt and QUOTES in system_prompt:
+        observer.notify(Notice(NO_QUOTES))
+    elif system_prompt:
         lines.append(f"SYSTEM {QUOTES}{system_prompt}{QUOTES}")
     for token in list_stop_tokens(tokenizer, run):
         text = tokenizer.convert_ids_to_tokens(token)

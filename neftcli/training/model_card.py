@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from neftcli.models.registry import ModelReference
     from neftcli.recipe.schema import Recipe
 
+RECIPE_PLACE = "The full recipe is in `recipe.yaml`, next to this folder."
+
 
 def model_card(
     recipe: Recipe,
@@ -55,7 +57,7 @@ def model_card(
         "A lower loss here does not show that NEFTune helped: compare with the same recipe and seed at alpha 0, and "
         "read the answers.",
         "",
-        "The full recipe is in `recipe.yaml`, next to this folder.",
+        RECIPE_PLACE,
         "",
     ]
     return "\n".join(lines)

@@ -48,6 +48,8 @@ PHASES = {
     PhaseId.SAVING_MERGED: "saving the model",
     PhaseId.WRITING_GGUF: "writing the .gguf file",
     PhaseId.COMPARING_LOGITS: "loading what was written, and comparing its logits with the run's",
+    PhaseId.HASHING_FILES: "hashing the files",
+    PhaseId.UPLOADING: "uploading",
 }
 """Display texts of the phases."""
 UNCOUNTED = {"tasks": "tasks", "judge": "the judge", "report": "the verdict and its plots"}
@@ -287,6 +289,25 @@ def _(event: events.ExportFinished) -> list[Line]:
         Line("check", comparison_text(event.comparison)),
         Line("next", event.command, "dim"),
     ]
+
+
+@lines.register
+def _(event: events.PushPlanned) -> list[Line]:
+    visibility = "private" if event.private else "public"
+    size = format_bytes(sum(file.size for file in event.files))
+    weights = " and the merged weights" if event.merged else ""
+    result = [Line("push", f"{event.url} ({visibility})", "strong")]
+    result.append(Line("push", f"{count_noun(len(event.files), 'file')}, {size}{weights}:", "dim"))
+    result += [Line("push", f"  {file.path} ({format_bytes(file.size)})", "dim") for file in event.files]
+    result.append(Line("push", "metadata of the model card:", "dim"))
+    return [*result, *(Line("push", f"  {line}", "dim") for line in event.metadata.splitlines())]
+
+
+@lines.register
+def _(event: events.PushFinished) -> list[Line]:
+    files = f"{count_noun(event.files, 'file')}, {format_bytes(event.size)}"
+    text = f"{event.url} · commit {event.commit[:7]} · {files} · {rough_duration(event.seconds)}"
+    return [Line("pushed", text, "strong")]
 
 
 def comparison_text(comparison: events.LogitComparison) -> str:

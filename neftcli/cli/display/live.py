@@ -213,7 +213,7 @@ class LiveDisplay:
             self.console.print(screens.line(format.Line("cache", text)))
 
     @_take.register
-    def _(self, event: events.MergeFinished | events.ExportFinished) -> None:
+    def _(self, event: events.MergeFinished | events.ExportFinished | events.PushPlanned | events.PushFinished) -> None:
         self._phase = self._phase_progress = None
         self._live.stop()
         self._print_lines(event)

@@ -15,7 +15,7 @@ WITH_QUIET = (
     *(events.RunFinished, events.EvaluationReport, events.SweepReport, events.SweepEstimate),
     *(events.TrainingPlan, events.InspectedRow, events.PageWritten, events.AnswersWritten),
     *(events.Checked, events.Diagnosis, events.CacheCleared),
-    *(events.MergeFinished, events.ExportFinished),
+    *(events.MergeFinished, events.ExportFinished, events.PushPlanned, events.PushFinished),
 )
 """Events that `--quiet` prints."""
 LINES_PER_CELL = 5

@@ -241,9 +241,14 @@ def suggest_after_details(details: events.RunDetails) -> list[tuple[str, str]]:
         reason = "resume it from its last checkpoint" if details.checkpoints else "start it again in the same folder"
         return [(f"neft train --resume {path}{trust}", reason)]
     paired = details.paired_run
+    commands = [(f"neft eval {path} --show 5", "show its answers next to those of the base model")]
     if paired is not None and not details.is_compared:
-        return format.comparison_commands(run.path, run.alphas[0] if run.alphas else 0.0, paired)
-    return [(f"neft eval {path} --show 5", "show its answers next to those of the base model")]
+        commands = format.comparison_commands(run.path, run.alphas[0] if run.alphas else 0.0, paired)
+    return [
+        *commands,
+        (f"neft chat {path} --against base{trust}", "talk to it and to its base model"),
+        (f"neft export {path} --to gguf{trust}", "write it for llama.cpp; neft merge writes safetensors"),
+    ]
 
 
 def _short_model(model: str) -> str:

@@ -1,0 +1,294 @@
+"""`neft push`: upload the model of a run to a repository on the hub.
+
+The upload is one commit: either all files arrive, or the repository stays as it was. Files that arrived before a
+connection broke are not sent again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neftcli.errors import InputError, Interrupted, NeftError, Problem, describe_error, first_line
+from neftcli.events import Notice, Phase, PhaseId, PhaseProgress, PushedFile, PushFinished, PushPlanned
+from neftcli.export.hub_card import hub_card
+from neftcli.export.merge import CARD, write_merged
+from neftcli.export.output import ExportError
+from neftcli.export.tuned_model import resolve_finished_run
+from neftcli.runs.directory import RECIPE
+from neftcli.system.files import (
+    remove_if_possible,
+    remove_stale_files,
+    require_no_link,
+    require_no_links,
+    temporary_name,
+)
+from neftcli.system.hub import HUB, go_offline_if_unreachable, hub_endpoint, token_source
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    from neftcli.evaluation.targets import EvalTarget
+    from neftcli.events import Observer
+    from neftcli.runs.directory import RunDirectory
+
+LOGIN = f"hf auth login, or HF_TOKEN=... with a token from {HUB}/settings/tokens that can write"
+GIT_FILE = ".gitattributes"
+"""The only file of a new repository."""
+UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, SERVER_ERROR = 401, 403, 404, 409, 500
+Content = Path | bytes
+"""A file's path, or its bytes."""
+
+
+def push_run(
+    name: str,
+    repository: str,
+    observer: Observer,
+    *,
+    private: bool = False,
+    merged: bool = False,
+    update: bool = False,
+    dry_run: bool = False,
+    trust_remote_code: bool = False,
+) -> None:
+    """Upload the model of a run to a repository on the hub.
+
+    Args:
+        name: The run, as typed.
+        repository: The repository, as owner/name.
+        observer: Receives the events.
+        private: Create a private repository.
+        merged: Merge the adapter first, and upload a model that needs no base model.
+        update: Add a commit to a repository that has files already.
+        dry_run: Only notify what would be uploaded.
+        trust_remote_code: Run code that comes with the base model, to merge it.
+
+    Raises:
+        InputError: The run or the repository can't be used; nothing was uploaded.
+        ExportError: The hub or the connection failed; the repository has no new commit.
+        Interrupted: It was stopped by a signal; the repository has no new commit.
+    """
+    started = time.perf_counter()
+    _require_repository_name(name, repository)
+    target, run = resolve_finished_run(name, "neft push", trust_remote_code=trust_remote_code)
+    if merged and not target.has_adapter():
+        hint = f"neft push {name} {repository}    uploads it as it is"
+        raise InputError(Problem("--merged is for runs with an adapter", target.recipe.method().describe(), hint))
+    require_no_links(run.model)
+    require_no_link(run.path / RECIPE)
+    _warn_of_local_base(target, observer, merged=merged)
+    url = f"{hub_endpoint().geturl().rstrip('/')}/{repository}"
+    if dry_run:
+        observer.notify(_plan(target, run, repository, url, private=private, merged=merged))
+        return
+    api = _connect()
+    _create_repository(api, name, repository, private=private, update=update)
+    with _merged_model(target, run, observer, trust_remote_code=trust_remote_code, merged=merged) as folder:
+        card = hub_card(folder / CARD, run, target.recipe, repository)
+        files = {**_list_files(folder), CARD: str(card).encode(), RECIPE: run.path / RECIPE}
+        message = f"neft push {run.path.name}" + (" --merged" if merged else "")
+        commit, size = _upload(api, repository, files, message, observer)
+    observer.notify(
+        PushFinished(
+            run=str(run.path),
+            repository=repository,
+            url=url,
+            commit=commit,
+            merged=merged,
+            files=len(files),
+            size=size,
+            seconds=time.perf_counter() - started,
+        )
+    )
+
+
+def _require_repository_name(run: str, repository: str) -> None:
+    """Check the name of a repository.
+
+    Raises:
+        InputError: It is not owner/name.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    owner, slash, name = repository.partition("/")
+    reason = "" if slash and owner and name else "the owner is missing"
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        reason = reason or first_line(error)
+    if reason:
+        example = f"neft push {run} {owner if slash and owner else 'YOUR_NAME'}/{Path(run).name}"
+        raise InputError(Problem(f"a repository is owner/name: {reason}", repository, example))
+
+
+def _warn_of_local_base(target: EvalTarget, observer: Observer, *, merged: bool) -> None:
+    """Say so if nobody else can load the base model of an adapter."""
+    if target.has_adapter() and not merged and target.reference.kind != "hub" and not target.reference.alias:
+        text = f"the adapter's base model is on this machine only ({target.reference.name}), so others can't load it"
+        observer.notify(Notice(f"{text}; --merged uploads a complete model"))
+
+
+def _list_files(folder: Path) -> dict[str, Content]:
+    """Return the files of a folder by their path in the repository."""
+    return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def _plan(
+    target: EvalTarget, run: RunDirectory, repository: str, url: str, *, private: bool, merged: bool
+) -> PushPlanned:
+    """Return what would be uploaded; of a merged model, the files that are known before."""
+    card = hub_card(run.model / CARD, run, target.recipe, repository)
+    files: Mapping[str, Content] = {**_list_files(run.model), CARD: str(card).encode(), RECIPE: run.path / RECIPE}
+    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
+    if merged:
+        sizes = {name: size for name, size in sizes.items() if not name.startswith("adapter_")}
+    listed = tuple(PushedFile(name, sizes[name]) for name in sorted(sizes))
+    return PushPlanned(str(run.path), repository, url, private, merged, listed, card.data.to_yaml())
+
+
+def _connect() -> HfApi:
+    """Return the hub's client.
+
+    Raises:
+        ExportError: The hub can't be reached.
+        InputError: There is no token.
+    """
+    from huggingface_hub import HfApi
+
+    if reason := go_offline_if_unreachable():
+        hint = "HF_ENDPOINT=URL for another hub; --dry-run shows what would be uploaded"
+        raise ExportError(Problem("the hub can't be reached; nothing was uploaded", reason, hint))
+    if not token_source():
+        raise InputError(Problem("to upload, the hub needs a token", "none", LOGIN))
+    return HfApi(endpoint=hub_endpoint().geturl().rstrip("/"), library_name="neft")
+
+
+def _create_repository(api: HfApi, run: str, repository: str, *, private: bool, update: bool) -> None:
+    """Create the repository, unless it exists and is empty or to be updated.
+
+    Raises:
+        InputError: It exists and has files.
+        ExportError: The hub or the connection failed.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with _explain_failures(repository, "no repository was created"):
+        try:
+            api.create_repo(repository, private=private)
+        except HfHubHTTPError as error:
+            if error.response.status_code != CONFLICT:
+                raise
+            siblings = api.model_info(repository).siblings or []
+            files = sorted(file.rfilename for file in siblings if file.rfilename != GIT_FILE)
+            if files and not update:
+                got = ", ".join(files[:4]) + (", ..." if len(files) > 4 else "")
+                hint = f"neft push {run} {repository} --update    adds a commit"
+                raise InputError(Problem(f"{repository}: the repository has files already", got, hint)) from None
+
+
+@contextmanager
+def _merged_model(
+    target: EvalTarget, run: RunDirectory, observer: Observer, *, trust_remote_code: bool, merged: bool
+) -> Iterator[Path]:
+    """Yield the folder of the run's model; with `merged`, a temporary folder with the merged model."""
+    if not merged:
+        yield run.model
+        return
+    parent = run.path.parent
+    remove_stale_files(parent)
+    folder = parent / temporary_name(f"{run.path.name}-merged")
+    try:
+        write_merged(target, run, folder, None, observer, trust_remote_code=trust_remote_code)
+        yield folder
+    finally:
+        remove_if_possible(folder)
+
+
+def _upload(
+    api: HfApi, repository: str, files: Mapping[str, Content], message: str, observer: Observer
+) -> tuple[str, int]:
+    """Upload files and commit them.
+
+    Returns:
+        SHA of the commit, and the bytes of all files.
+    """
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    observer.notify(Phase(PhaseId.HASHING_FILES))
+    additions = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=file if isinstance(file, bytes) else str(file))
+        for name, file in files.items()
+    ]
+    total, done, started = sum(one.upload_info.size for one in additions), 0, time.perf_counter()
+    shows_bars = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        with _explain_failures(repository, "it has no new commit"):
+            observer.notify(Phase(PhaseId.UPLOADING))
+            for addition in additions:
+                api.preupload_lfs_files(repository, [addition], free_memory=False)
+                done += addition.upload_info.size
+                elapsed = time.perf_counter() - started
+                rate = done / elapsed
+                remaining = (total - done) / rate if rate else 0.0
+                observer.notify(
+                    PhaseProgress(PhaseId.UPLOADING, done, total, elapsed, remaining, "bytes", rate, "bytes")
+                )
+            commit = api.create_commit(repository, additions, commit_message=message)
+    finally:
+        if shows_bars:
+            enable_progress_bars()
+    return commit.oid, total
+
+
+@contextmanager
+def _explain_failures(repository: str, state: str) -> Iterator[None]:
+    """Turn the errors of the hub's client into messages.
+
+    Args:
+        repository: The repository.
+        state: What is true of the repository after a failure, for the message.
+
+    Raises:
+        ExportError: The hub or the connection failed.
+        Interrupted: The block was stopped by a signal.
+    """
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError
+
+    again = "run the same command again; files that arrived are not sent twice"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(Problem(f"{repository}: stopped; {state}", hint=again)) from None
+    except NeftError:
+        raise
+    except Exception as error:
+        cause: Any = error
+        while not isinstance(cause, HfHubHTTPError | httpx.HTTPError | OSError) and cause.__cause__ is not None:
+            cause = cause.__cause__  # the client wraps errors of its threads
+        if isinstance(cause, HfHubHTTPError):
+            raise ExportError(_describe_answer(repository, state, cause)) from error
+        if isinstance(cause, httpx.HTTPError | OSError):
+            message = f"{repository}: the connection to the hub failed; {state}"
+            raise ExportError(Problem(message, describe_error(cause), again)) from error
+        raise
+
+
+def _describe_answer(repository: str, state: str, error: Any) -> Problem:
+    """Describe an answer of the hub that is an error."""
+    status = error.response.status_code
+    got = f"{status}: {error.server_message or first_line(error)}"
+    if status == UNAUTHORIZED:
+        return Problem(f"the hub rejects the token from {token_source()}; {state}", got, LOGIN)
+    if status == FORBIDDEN:
+        return Problem(f"{repository}: the token from {token_source()} can't write here; {state}", got, LOGIN)
+    if status == NOT_FOUND:
+        return Problem(f"{repository}: there is no such repository, or the token can't see it; {state}", got, LOGIN)
+    hint = "try again later; files that arrived are not sent twice" if status >= SERVER_ERROR else ""
+    return Problem(f"{repository}: the hub does not accept the request; {state}", got, hint)

@@ -1,0 +1,166 @@
+"""`neft push` through the command line, to a small hub on loopback.
+
+Oracles: the bytes that the hub has, and huggingface_hub's reader of model cards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from neftcli.errors import INTERNAL_MESSAGE
+from tests.conftest import Result, call_neft, events, quick_arguments
+from tests.hub_server import TOKEN, LoopbackHub, loopback_hub
+
+pytestmark = [pytest.mark.enable_socket, pytest.mark.xdist_group("push")]
+NAME = "me/my-model"
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a tiny run with an adapter."""
+    output = tmp_path_factory.mktemp("push")
+    result = call_neft(*quick_arguments(tiny_folder("llama"), rows_file, output), "--lora")
+    assert result.code == 0, result.err
+    return next(output.iterdir())
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """Run a hub, as if the user had logged in."""
+    with loopback_hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its attempts
+        yield server
+
+
+def push(run: Path, *arguments: str) -> Result:
+    return call_neft("push", run, NAME, *arguments)
+
+
+def test_push_uploads_model_recipe_and_card(run: Path, hub: LoopbackHub) -> None:
+    result = push(run, "--private", "--json")
+    assert result.code == 0, result.err
+    event = events(result.out)[-1]
+    files = hub.repositories[NAME]
+    model = {file.name: file.read_bytes() for file in (run / "model").iterdir()}
+    assert {name: files[name] for name in model if name != "README.md"} == {
+        name: content for name, content in model.items() if name != "README.md"
+    }
+    assert files["recipe.yaml"] == (run / "recipe.yaml").read_bytes()
+    assert (event["event"], event["repository"], event["url"]) == ("push.finished", NAME, f"{hub.url}/{NAME}")
+    assert event["files"] == len(files) - 1  # .gitattributes
+    assert event["size"] == sum(map(len, files.values()))
+    assert hub.private == {NAME}
+    assert sum(request.startswith("POST /api/models/me/my-model/commit") for request in hub.requests) == 1
+    card = ModelCard(files["README.md"].decode())
+    [loss] = card.data.eval_results
+    record = json.loads((run / "run.json").read_text())
+    assert loss.metric_value == round(record["results"]["held_out_loss"], 6)
+    assert (loss.metric_type, loss.dataset_name) == ("loss", "rows.jsonl")
+    assert card.data.model_name == "my-model"
+    assert "neftune" in card.data.tags
+    assert "The full recipe is in `recipe.yaml`." in card.text
+    assert TOKEN not in result.out + result.err
+
+
+def test_push_an_existing_repository(run: Path, hub: LoopbackHub) -> None:
+    """An empty one is used; one with files only with --update."""
+    hub.repositories[NAME] = {".gitattributes": b""}
+    assert push(run).code == 0
+    before = dict(hub.repositories[NAME])
+    refused = push(run)
+    assert refused.code == 2
+    assert f"{NAME}: the repository has files already" in refused.err
+    assert f"neft push {run} {NAME} --update    adds a commit" in refused.err
+    assert hub.repositories[NAME] == before
+    assert push(run, "--update").code == 0
+
+
+def test_push_merged_uploads_a_model_without_an_adapter(run: Path, hub: LoopbackHub) -> None:
+    result = push(run, "--merged")
+    assert result.code == 0, result.err
+    names = hub.repositories[NAME].keys()
+    assert names >= {"model.safetensors", "config.json", "tokenizer.json", "README.md", "recipe.yaml"}
+    assert not [name for name in names if name.startswith("adapter")]
+    assert [item.name for item in run.parent.iterdir()] == [run.name]  # the merged model is removed
+
+
+def test_push_dry_run_uploads_nothing(run: Path, hub: LoopbackHub) -> None:
+    result = push(run, "--dry-run")
+    assert result.code == 0, result.err
+    assert hub.requests == []
+    assert f"{hub.url}/{NAME} (public)" in result.out
+    assert "adapter_model.safetensors" in result.out
+    assert "held-out loss (nats per token)" in result.out
+
+
+@pytest.mark.parametrize(
+    ("answers", "cut", "message"),
+    [
+        ({"create": 401}, (), "the hub rejects the token from HF_TOKEN; no repository was created"),
+        ({"create": 403}, (), f"{NAME}: the token from HF_TOKEN can't write here; no repository was created"),
+        ({"create": 500}, (), f"{NAME}: the hub does not accept the request; no repository was created"),
+        ({"main": 500}, (), f"{NAME}: the hub does not accept the request; it has no new commit"),
+        ({"batch": 500}, (), f"{NAME}: the hub does not accept the request; it has no new commit"),
+        ({"validate-yaml": 400}, (), f"{NAME}: the hub does not accept the request; it has no new commit"),
+        ({}, ("create",), f"{NAME}: the connection to the hub failed; no repository was created"),
+        ({}, ("main",), f"{NAME}: the connection to the hub failed; it has no new commit"),
+        ({}, ("batch",), f"{NAME}: the connection to the hub failed; it has no new commit"),
+    ],
+)
+def test_push_explains_failures_and_continues(
+    run: Path, hub: LoopbackHub, answers: dict[str, int], cut: tuple[str, ...], message: str
+) -> None:
+    hub.answers, hub.cut = answers, set(cut)
+    result = push(run)
+    assert result.code == 1
+    assert message in result.err
+    assert INTERNAL_MESSAGE not in result.err
+    assert TOKEN not in result.err
+    assert set(hub.repositories.get(NAME, {})) <= {".gitattributes"}
+    hub.answers, hub.cut = {}, set()
+    assert push(run).code == 0  # the same command, although the repository exists by now
+
+
+@pytest.mark.parametrize("name", ["my-model", "/my-model", "me/", "me/a b", "me/you/my-model", "me/.git"])
+def test_push_rejects_a_repository_name(run: Path, hub: LoopbackHub, name: str) -> None:
+    result = call_neft("push", run, name)
+    assert result.code == 2
+    assert "a repository is owner/name: " in result.err
+    assert hub.requests == []
+
+
+def test_push_needs_a_token_and_the_hub(
+    run: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN")
+    result = push(run)
+    assert (result.code, hub.requests) == (2, [])
+    assert "hf auth login, or HF_TOKEN=..." in result.err
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = push(run)
+    assert (result.code, hub.requests) == (1, [])
+    assert "the hub can't be reached; nothing was uploaded" in result.err
+
+
+def test_push_of_a_local_base_says_so(run: Path, hub: LoopbackHub) -> None:
+    result = push(run)
+    assert "so others can't load it; --merged uploads a complete model" in result.err + result.out
+
+
+def test_push_rejects_what_is_not_a_finished_run(run: Path, hub: LoopbackHub, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for name in (tmp_path, tmp_path / "missing", "smollm2-135m"):
+        result = call_neft("push", name, NAME)
+        assert result.code == 2, name
+        assert INTERNAL_MESSAGE not in result.err
+    assert hub.requests == []
