@@ -169,7 +169,7 @@ def _require_no_split(name: str, split: str, config: str | None, option: str) ->
 def _open_hub(hub_id: str, split: str, config: str | None, sample_by: str, streaming: bool, option: str) -> SourceRows:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HTTPError
 
     try:
         rows = load_dataset(hub_id, config, split=split, streaming=streaming)
@@ -186,7 +186,7 @@ def _open_hub(hub_id: str, split: str, config: str | None, sample_by: str, strea
 def _read_hub_rows(rows: Any, hub_id: str, split: str) -> Iterator[Row]:
     """Yield the rows of a `Dataset` or an `IterableDataset` as Arrow has them: images and audio are not decoded."""
     from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HTTPError
 
     batches = rows.with_format("arrow").iter(batch_size=HUB_BATCH_SIZE)
     try:

@@ -25,7 +25,7 @@ def code_in_task(file: Path, seen: frozenset[Path] = frozenset()) -> str:
     Unreadable files contain none; the harness reports them.
     """
     # PyYAML, as in the harness: a different parser might see different tags.
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         root = yaml.compose(file.read_bytes(), Loader=yaml.SafeLoader)

@@ -36,7 +36,7 @@ def task_file_sha256(task: str) -> str:
 
 def list_named_files(task_file: Path) -> list[Path]:
     """List a task file, the files that it includes, and the data files and Python modules that all of these name."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     files: list[Path] = []
     parsed: set[Path] = set()
