@@ -25,6 +25,9 @@ class LoopbackHub:
         requests: Methods and paths, in order.
         answers: Statuses to answer with, by the last part of a path ("create", "main", "batch").
         cut: Last parts of the paths at which the connection is closed without an answer.
+        silent: Last parts of the paths that get no answer.
+        stored: Large files by their SHA-256.
+        ended: Set at the end of the server.
     """
 
     url: str = ""
@@ -33,7 +36,9 @@ class LoopbackHub:
     requests: list[str] = field(default_factory=list)
     answers: dict[str, int] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
     stored: dict[str, bytes] = field(default_factory=dict)
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
@@ -66,7 +71,9 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             path = self.path.partition("?")[0]
             hub.requests.append(f"{self.command} {path}")
             last = path.rpartition("/")[2]
-            if last in hub.cut:
+            if last in hub.silent:
+                hub.ended.wait()
+            if last in hub.cut | hub.silent:
                 self.close_connection = True
                 return
             if last in hub.answers:
@@ -153,6 +160,7 @@ def loopback_hub() -> Iterator[LoopbackHub]:
     try:
         yield hub
     finally:
+        hub.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()

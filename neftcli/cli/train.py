@@ -44,6 +44,12 @@ def train(
             help="Signal that saves a checkpoint and stops  [default: SIGUSR1]",
         ),
     ] = "SIGUSR1",
+    with_baseline: Annotated[
+        bool,
+        panel(
+            "Comparison", "--with-baseline", help="Train the same recipe at alpha 0 as well, and compare the two runs"
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, panel("Output", "--dry-run", help="Show the recipe, the data, the steps and the memory; train nothing")
     ] = False,
@@ -64,12 +70,21 @@ def train(
         raise InputError(Problem(f"--resume and {other} can't be combined", hint=hint))
     if accept_changes and resume is None:
         raise InputError(Problem("--accept-changes needs --resume", hint="neft train --resume RUN --accept-changes"))
+    if with_baseline and (dry_run or resume is not None):
+        other = "--dry-run" if dry_run else "--resume"
+        raise InputError(Problem(f"--with-baseline and {other} can't be combined", hint="leave out one of them"))
     from neftcli.training.dry_run import plan_run
     from neftcli.training.resume import find_resume_state
     from neftcli.training.signals import StopSignal
     from neftcli.training.train import train as run
 
     stop = StopSignal()
+    if with_baseline:
+        from neftcli.cli.with_baseline import train_with_baseline
+
+        resolved = recipe_of([*layers, _launcher_layer(layers)], recipe)
+        train_with_baseline(resolved, layers, stop, requeue_signal, json_lines=json_lines, quiet=quiet)
+        return
     resume_state: ResumeState | None = None
     with (
         choose_display(json_lines=json_lines, quiet=quiet) as display,

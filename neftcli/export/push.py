@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Interrupted, NeftError, Problem, describe_error, first_line
@@ -27,6 +28,7 @@ from neftcli.system.files import (
     temporary_name,
 )
 from neftcli.system.hub import HUB, go_offline_if_unreachable, hub_endpoint, token_source
+from neftcli.system.libraries import capture_library_output
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -85,12 +87,13 @@ def push_run(
         observer.notify(_plan(target, run, repository, url, private=private, merged=merged))
         return
     api = _connect()
-    _create_repository(api, name, repository, private=private, update=update)
-    with _merged_model(target, run, observer, trust_remote_code=trust_remote_code, merged=merged) as folder:
-        card = hub_card(folder / CARD, run, target.recipe, repository)
-        files = {**_list_files(folder), CARD: str(card).encode(), RECIPE: run.path / RECIPE}
-        message = f"neft push {run.path.name}" + (" --merged" if merged else "")
-        commit, size = _upload(api, repository, files, message, observer)
+    with TemporaryDirectory() as scratch, capture_library_output(Path(scratch) / "log"):
+        _create_repository(api, name, repository, private=private, update=update)
+        with _merged_model(target, run, observer, trust_remote_code=trust_remote_code, merged=merged) as folder:
+            card = hub_card(folder / CARD, run, target.recipe, repository)
+            files = {**_list_files(folder), CARD: str(card).encode(), RECIPE: run.path / RECIPE}
+            message = f"neft push {run.path.name}" + (" --merged" if merged else "")
+            commit, size = _upload(api, repository, files, message, observer)
     observer.notify(
         PushFinished(
             run=str(run.path),
@@ -258,8 +261,7 @@ def _explain_failures(repository: str, state: str) -> Iterator[None]:
         ExportError: The hub or the connection failed.
         Interrupted: The block was stopped by a signal.
     """
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     again = "run the same command again; files that arrived are not sent twice"
     try:
@@ -270,11 +272,11 @@ def _explain_failures(repository: str, state: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause: Any = error
-        while not isinstance(cause, HfHubHTTPError | httpx.HTTPError | OSError) and cause.__cause__ is not None:
+        while not isinstance(cause, HfHubHTTPError | HTTPError | OSError) and cause.__cause__ is not None:
             cause = cause.__cause__  # the client wraps errors of its threads
         if isinstance(cause, HfHubHTTPError):
             raise ExportError(_describe_answer(repository, state, cause)) from error
-        if isinstance(cause, httpx.HTTPError | OSError):
+        if isinstance(cause, HTTPError | OSError):
             message = f"{repository}: the connection to the hub failed; {state}"
             raise ExportError(Problem(message, describe_error(cause), again)) from error
         raise

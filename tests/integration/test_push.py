@@ -6,8 +6,14 @@ Oracles: the bytes that the hub has, and huggingface_hub's reader of model cards
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -16,7 +22,11 @@ from neftcli.errors import INTERNAL_MESSAGE
 from tests.conftest import Result, call_neft, events, quick_arguments
 from tests.hub_server import TOKEN, LoopbackHub, loopback_hub
 
-pytestmark = [pytest.mark.enable_socket, pytest.mark.xdist_group("push")]
+pytestmark = [
+    pytest.mark.enable_socket,
+    pytest.mark.xdist_group("push"),
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # of the hub's client
+]
 NAME = "me/my-model"
 
 
@@ -37,7 +47,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its attempts
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # its storage is another server
+        without_waits = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=lambda _: None)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", without_waits)
         yield server
 
 
@@ -164,3 +176,22 @@ def test_push_rejects_what_is_not_a_finished_run(run: Path, hub: LoopbackHub, tm
         assert result.code == 2, name
         assert INTERNAL_MESSAGE not in result.err
     assert hub.requests == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_push_stopped_says_what_the_repository_has(run: Path, hub: LoopbackHub, number: int) -> None:
+    hub.silent = {"batch"}
+    command = [sys.executable, "-m", "neftcli", "push", str(run), NAME, "--json"]
+    environment = {**os.environ, "HF_HUB_DISABLE_XET": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        while not any(request.endswith("/batch") for request in hub.requests):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"{NAME}: stopped; it has no new commit" in err
+    assert set(hub.repositories[NAME]) == {".gitattributes"}

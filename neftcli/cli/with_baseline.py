@@ -1,0 +1,123 @@
+"""`neft train --with-baseline`: train a run, the same recipe at alpha 0, and compare the two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neftcli.cli.display import choose_display
+from neftcli.errors import InputError, Problem
+from neftcli.events import Notice, RunFinished
+from neftcli.recipe.loading import recipe_fingerprint
+from neftcli.recipe.trust import TRUST
+from neftcli.runs.directory import STOPPED, RunDirectory, find_run
+from neftcli.system.distributed import launched_externally
+
+if TYPE_CHECKING:
+    from neftcli.events import Event, Observer
+    from neftcli.recipe.schema import Recipe
+    from neftcli.recipe.yaml_file import Layer
+    from neftcli.training.signals import StopSignal
+
+SHOWN_PROMPTS = 3
+
+
+def train_with_baseline(
+    recipe: Recipe,
+    layers: Sequence[Layer],
+    stop: StopSignal,
+    requeue_signal: str,
+    *,
+    json_lines: bool,
+    quiet: bool,
+) -> None:
+    """Train a recipe and its baseline, evaluate both and report the difference.
+
+    A run of the same recipe that is finished is used as it is, and a stopped one is resumed, so the same command
+    continues after a stop.
+
+    Args:
+        recipe: The resolved recipe.
+        layers: Layers of the command line.
+        stop: Requests a stop.
+        requeue_signal: Signal that saves a checkpoint and stops.
+        json_lines: Print events as JSON.
+        quiet: Print only results and errors.
+
+    Raises:
+        InputError: The recipe has no noise, or several processes train it.
+    """
+    from neftcli.evaluation.evaluate import EvalRequest, evaluate
+
+    _require_noise_in_one_process(recipe)
+    trust = [{TRUST: layer[TRUST]} for layer in layers if TRUST in layer]
+    runs = []
+    for one in (recipe, replace(recipe, neftune=replace(recipe.neftune, alpha=0.0))):
+        with (
+            choose_display(json_lines=json_lines, quiet=quiet) as display,
+            stop.handle_signals(requeue_signal, first=partial(stop.announce, display)),
+        ):
+            runs.append(_train_once(one, trust, _WithoutNextSteps(display), stop))
+    request = EvalRequest(str(runs[0]), str(runs[1]), overrides=tuple(trust), show=SHOWN_PROMPTS)
+    with (
+        choose_display(json_lines=json_lines, quiet=quiet) as display,
+        stop.handle_signals(requeue_signal),
+        stop.interruptible(),
+    ):
+        evaluate(request, display)
+
+
+def _require_noise_in_one_process(recipe: Recipe) -> None:
+    problems = []
+    if not recipe.neftune.alpha:
+        problems.append(Problem("--with-baseline compares noise with none", "neftune.alpha 0", "--alpha 5"))
+    if recipe.training.processes > 1 or launched_externally():
+        hint = "neft train ..., the same with --alpha 0, then neft eval RUN --baseline RUN"
+        problems.append(Problem("--with-baseline trains in one process", f"{recipe.training.processes}", hint))
+    if problems:
+        raise InputError(*problems)
+
+
+class _WithoutNextSteps:
+    """Pass events on to a display, without the run to compare with, for which it would suggest commands."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def notify(self, event: Event) -> None:
+        if isinstance(event, RunFinished):
+            event = replace(event, paired_run=None)
+        self._observer.notify(event)
+
+
+def _train_once(recipe: Recipe, trust: Sequence[Layer], observer: Observer, stop: StopSignal) -> Path:
+    """Return the run of a recipe: a finished one, a stopped one after resuming it, or a new one."""
+    from neftcli.training.resume import find_resume_state
+    from neftcli.training.train import train
+
+    for folder in RunDirectory.candidate_paths(recipe.output_folder(), recipe.run_name()):
+        status = _status_of_same(folder, recipe)
+        if not folder.exists():
+            break
+        if status == "finished":
+            observer.notify(Notice(f"{folder} is a finished run of this recipe, so it is not trained again"))
+            return folder
+        if status in STOPPED:
+            resolved, state = find_resume_state(str(folder), trust, accept_changes=False)
+            train(resolved, observer, stop=stop, resume=state)
+            return folder
+    return Path(train(recipe, observer, stop=stop).run)
+
+
+def _status_of_same(folder: Path, recipe: Recipe) -> str:
+    """Return the status of a run if it has the same recipe; otherwise an empty string."""
+    if find_run(str(folder)) is None:
+        return ""
+    try:
+        record = RunDirectory(folder).record()
+    except InputError:  # a damaged run: another folder is used
+        return ""
+    return record["status"] if record["recipe_sha256"] == recipe_fingerprint(recipe) else ""

@@ -1,0 +1,96 @@
+"""`neft train --with-baseline`: both runs and their comparison in one command.
+
+Oracle: the same three commands, typed one by one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neftcli.training.evaluator import Evaluator
+from tests.conftest import call_neft, events, quick_arguments
+
+
+@pytest.fixture
+def arguments(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> list[str]:
+    """Return the arguments of a quick run into `tmp_path/runs`."""
+    return quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
+
+
+def weights(run: Path) -> Any:
+    return json.loads((run / "run.json").read_text())["weights_sha256"]
+
+
+def test_with_baseline_equals_three_commands(arguments: list[str], tmp_path: Path) -> None:
+    result = call_neft(*arguments, "--with-baseline", "--json")
+    assert result.code == 0, result.err
+    written = events(result.out)
+    finished = [event for event in written if event["event"] == "training.finished"]
+    runs = tmp_path / "runs"
+    assert [event["run"] for event in finished] == [str(runs / "tiny-a5-s0"), str(runs / "tiny-a0-s0")]
+    assert [event["paired_run"] for event in finished] == [None, None]
+    report = written[-1]
+    assert report["event"] == "evaluation.report"
+    assert [(model["role"], model["alpha"]) for model in report["models"]][:2] == [("run", 5.0), ("baseline", 0.0)]
+    alone = [*arguments, "--output-dir", str(tmp_path / "alone")]
+    assert call_neft(*alone).code == call_neft(*alone, "--alpha", "0").code == 0
+    for name in ("tiny-a5-s0", "tiny-a0-s0"):
+        assert weights(runs / name) == weights(tmp_path / "alone" / name)
+    expected = call_neft(
+        *("eval", tmp_path / "alone" / "tiny-a5-s0", "--baseline", tmp_path / "alone" / "tiny-a0-s0", "--json")
+    )
+    assert report["comparisons"] == events(expected.out)[-1]["comparisons"]
+    # Again: nothing is trained, the report is the same.
+    again = events(call_neft(*arguments, "--with-baseline", "--json").out)
+    assert [event["event"] for event in again if event["event"] == "training.finished"] == []
+    assert again[-1]["comparisons"] == report["comparisons"]
+    assert sum("is not trained again" in event.get("message", "") for event in again) == 2
+
+
+def test_with_baseline_continues_after_a_stop(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped run is resumed, a run of another recipe with the same name is left alone."""
+    other = call_neft(*arguments, "--learning-rate", "1e-4")
+    assert other.code == 0, other.err
+    stopped = tmp_path / "runs" / "tiny-a5-s0-2"
+
+    evaluate = Evaluator.evaluate
+
+    def stop(self: Evaluator, model: Any, step: int) -> Any:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, model, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "evaluate", stop)
+        assert call_neft(*arguments, "--with-baseline").code == 75
+    assert json.loads((stopped / "run.json").read_text())["status"] == "preempted"
+    before = weights(tmp_path / "runs" / "tiny-a5-s0")
+    result = call_neft(*arguments, "--with-baseline")
+    assert result.code == 0, result.err
+    assert weights(tmp_path / "runs" / "tiny-a5-s0") == before
+    assert json.loads((stopped / "run.json").read_text())["status"] == "finished"
+    assert (tmp_path / "runs" / "tiny-a0-s0" / "model").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--alpha", "0"], "--with-baseline compares noise with none"),
+        (["--processes", "2"], "--with-baseline trains in one process"),
+        (["--dry-run"], "--with-baseline and --dry-run can't be combined"),
+    ],
+)
+def test_with_baseline_rejects(arguments: list[str], tmp_path: Path, flags: list[str], message: str) -> None:
+    result = call_neft(*arguments, "--with-baseline", *flags)
+    assert result.code == 2
+    assert message in result.err
+    assert not (tmp_path / "runs").exists()
