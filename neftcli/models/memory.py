@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 NF4_BITS = 4
 CONSTANT_BITS = {False: 32 / 64, True: 8 / 64 + 32 / (64 * 256)}  # bits per weight of the constants of a block of 64
 FLOAT32_BYTES = 4
-MOMENT_BYTES = {
-    "adamw_8bit": 1,
-    "paged_adamw_8bit": 1,
-    "paged_adamw_32bit": 4,
-}  # others: that of the weights
+STATE_BYTES = {
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "paged_adamw_32bit": 8,
+    "lion_32bit": 4,
+    "lion_8bit": 1,
+    "adafactor": 0,  # sums of rows and columns: less than 1 % of the weights
+}
+"""Bytes that an optimiser keeps for each trained parameter; the others keep two moments in the type of the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class MemoryEstimate:
         trainable: Number of trained parameters.
         weights: Bytes of the weights, including adapters.
         gradients: Bytes of the gradients.
-        optimizer: Bytes of AdamW's two moments.
+        optimizer: Bytes of the optimiser's state, such as AdamW's two moments.
         activations: Bytes stored for the backward pass, and of the logits of a batch.
         notices: Notices about the adapter.
     """
@@ -124,7 +128,7 @@ def estimate_model_memory(
         trainable=trainable,
         weights=weights + (0 if full else adapter * trained_bytes),
         gradients=trainable * trained_bytes,
-        optimizer=2 * trainable * MOMENT_BYTES.get(recipe.training.optim, trained_bytes),
+        optimizer=trainable * STATE_BYTES.get(recipe.training.optim, 2 * trained_bytes),
         activations=activations + tokens * text.vocab_size * FLOAT32_BYTES,
         notices=tuple(adapter_notices(model, recipe.adapter)),
     )
@@ -151,6 +155,11 @@ def _inputs_and_outputs(layer: Any) -> int:
     return layer.in_features + layer.out_features if hasattr(layer, "in_features") else sum(layer.weight.shape)
 
 
+def _outputs(layer: Any) -> int:
+    """Return the outputs of a linear layer, an embedding or a Conv1D, whose weight is (inputs, outputs)."""
+    return int(layer.out_features if hasattr(layer, "out_features") else layer.weight.shape[1])
+
+
 def _count_parameters(model: Any, adapter: Adapter) -> tuple[int, int, int]:
     """Count all parameters, those of linear layers without the output layer, and those that the adapter trains."""
     import torch
@@ -166,6 +175,8 @@ def _count_parameters(model: Any, adapter: Adapter) -> tuple[int, int, int]:
         for name in adapter.target_modules:
             targets += match_target_modules(model, name)
     trained = adapter.r * sum(map(_inputs_and_outputs, targets))  # (out, r) and (r, in)
+    if adapter.use_dora:
+        trained += sum(map(_outputs, targets))  # a magnitude each
     weights = dict(model.named_parameters())
     for path, rank in find_adapted_experts(model, adapter).items():
         *experts, outputs, inputs = weights[path].shape

@@ -55,6 +55,7 @@ FOREIGN_NAMES = {
 MAX_COMMON_WORD = 4
 """Letters of a word that is a part of too many options to be a hint."""
 WEIGHTED = "--set data.sources='[{source: a.jsonl, weight: 2}, {source: b.jsonl, weight: 1}]'"
+FLOOR = "--set training.lr_scheduler_type=cosine_with_min_lr"
 EXCLUSIVE = {"data.source": "data.sources", "data.sources": "data.source"}
 """Options that exclude each other: a setting with precedence replaces the other; both in one file are an error."""
 NOT_HASHED = ("name", "about", "output_dir", "checkpoints", "evaluation", "sweep")
@@ -409,11 +410,16 @@ def _needs(recipe: Recipe) -> list[tuple[str, bool, str, str]]:
     """Return the options that need another: (prefix of their keys, need is met, needed setting, hint)."""
     lora, sampled = recipe.adapter.type == "lora", recipe.evaluation.generation.do_sample
     sampling = ("do_sample: true", "--set evaluation.generation.do_sample=true")
+    has_floor = recipe.training.lr_scheduler_type in ("cosine_with_min_lr", "warmup_stable_decay")
     weighted = any(source.weight is not None for source in recipe.data.sources)
     return [
-        *((f"adapter.{key}", lora, "adapter.type lora", "--lora") for key in ("r", "lora_", "target_", "modules_")),
+        *(
+            (f"adapter.{key}", lora, "adapter.type lora", "--lora")
+            for key in ("r", "lora_", "target_", "modules_", "use_")
+        ),
         ("quantization.double", recipe.quantization.type != "none", "quantization.type nf4", "--qlora"),
         *((f"evaluation.generation.{key}", sampled, *sampling) for key in ("temperature", "top_p")),
+        ("training.min_lr_ratio", has_floor, "a schedule with an end above 0", FLOOR),
         ("data.stopping_strategy", weighted, "weights in data.sources", WEIGHTED),
         ("evaluation.task_settings", bool(recipe.evaluation.tasks), "evaluation.tasks", "--tasks arc_easy"),
     ]

@@ -289,6 +289,16 @@ class Adapter:
         Option("LoRA's scale is lora_alpha / r; not NEFTune's alpha", "--lora-alpha"),
     ] = 32.0
     lora_dropout: Annotated[Annotated[float, Ge(0), Lt(1)], Option("Dropout of the adapter's input")] = 0.0
+    use_rslora: Annotated[
+        bool, Option("Scale by lora_alpha / sqrt(r) instead of lora_alpha / r (rsLoRA)", details="For high ranks.")
+    ] = False
+    use_dora: Annotated[
+        bool,
+        Option(
+            "Also train the magnitude of each layer's output weights (DoRA)",
+            details="Slower: each layer computes the norms of its adapted weights.",
+        ),
+    ] = False
     target_modules: Annotated[
         Literal["all-linear"] | tuple[Name, ...], Option("Layers that get an adapter: a list of names, or all-linear")
     ] = "all-linear"
@@ -344,14 +354,36 @@ class Training:
         Option("Peak learning rate", "--learning-rate", unset="5e-5 for full fine-tuning, 2e-4 with LoRA"),
     ] = None
     lr_scheduler_type: Annotated[
-        Literal["cosine", "linear", "constant", "constant_with_warmup"], Option("Schedule of the learning rate")
+        Literal[
+            *("cosine", "linear", "constant", "constant_with_warmup"),
+            *("polynomial", "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay"),
+        ],
+        Option(
+            "Schedule of the learning rate",
+            details="cosine_with_min_lr and warmup_stable_decay end at min_lr_ratio. warmup_stable_decay falls over the "
+            "last tenth of the steps.",
+        ),
     ] = "cosine"
+    min_lr_ratio: Annotated[
+        Fraction,
+        Option(
+            "Last learning rate as a share of the peak",
+            details="Of cosine_with_min_lr and warmup_stable_decay; the other schedules have an end of their own.",
+        ),
+    ] = 0.1
     warmup_ratio: Annotated[Fraction, Option("Share of the steps in which the learning rate rises")] = 0.03
-    weight_decay: Annotated[NonNegative, Option("Weight decay of AdamW")] = 0.0
+    weight_decay: Annotated[NonNegative, Option("Weight decay of the optimiser")] = 0.0
     max_grad_norm: Annotated[Positive, Option("Norm at which gradients are clipped")] = 1.0
     optim: Annotated[
-        Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"],
-        Option("Optimiser", details="8-bit and paged optimisers save GPU memory."),
+        Literal[
+            *("adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
+            *("adafactor", "lion_32bit", "lion_8bit"),
+        ],
+        Option(
+            "Optimiser",
+            details="8-bit and paged optimisers save GPU memory. adafactor keeps sums of rows and columns instead of "
+            "moments. Lion needs a learning rate of a third to a tenth of AdamW's.",
+        ),
     ] = "adamw_torch_fused"
     batching: Annotated[
         Literal["auto", "padded", "bucketed", "padding_free", "packed"],

@@ -24,6 +24,7 @@ from neftcli.errors import (
     first_line,
 )
 from neftcli.events import Notice, Observer
+from neftcli.models.memory import STATE_BYTES
 from neftcli.runs.checkpoints import CheckpointFolder
 from neftcli.runs.directory import METRICS, RECIPE, RunDirectory
 from neftcli.runs.record import RunRecord
@@ -43,8 +44,6 @@ WRITE_ERROR_NUMBERS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.
 CUBLAS_HINT = "unset CUBLAS_WORKSPACE_CONFIG    (then it is :4096:8), then run the same command again"
 FULL_BELOW_BYTES = 2**26
 """Free bytes below which a failed write means a full disk."""
-STATE_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2}
-"""Bytes that the optimiser keeps for each trained parameter, if it is not two float32."""
 
 
 @contextmanager

@@ -39,13 +39,15 @@ if TYPE_CHECKING:
     from neftcli.data.dataset import TokenDataset
     from neftcli.data.splits import Indices
     from neftcli.neftune import Noise, Strength
-    from neftcli.recipe.schema import Adapter, Recipe
+    from neftcli.recipe.schema import Adapter, Recipe, Training
     from neftcli.runs.checkpoints import CheckpointFolder
     from neftcli.system.device import ComputeConfig
     from neftcli.training.resume import RunState
 
 LOG_ROWS = 20
 """Log rows of a run if training.logging_steps is not set."""
+DECAY_RATIO = 0.1
+"""Share of the steps in which the learning rate of warmup_stable_decay falls."""
 PACKED_AT_ONCE = 10_000
 """Rows packed at once: a multiple of TRL's batches of 1000, so that the same rows are packed together."""
 MAX_PROBED_ROWS = 8
@@ -339,6 +341,7 @@ def _arguments(recipe: Recipe, compute: ComputeConfig, rows: TokenDataset, folde
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         learning_rate=recipe.learning_rate(),
         lr_scheduler_type=training.lr_scheduler_type,
+        lr_scheduler_kwargs=_schedule_settings(training, total),
         warmup_steps=_warmup_steps(total, training.warmup_ratio),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
@@ -367,6 +370,15 @@ def _arguments(recipe: Recipe, compute: ComputeConfig, rows: TokenDataset, folde
         ddp_timeout=int(COLLECTIVE_TIMEOUT.total_seconds()),
         remove_unused_columns=True,
     )
+
+
+def _schedule_settings(training: Training, total: int) -> dict[str, float] | None:
+    """Return the settings of a schedule of the learning rate that has an end above 0."""
+    if training.lr_scheduler_type == "cosine_with_min_lr":
+        return {"min_lr_rate": training.min_lr_ratio}
+    if training.lr_scheduler_type == "warmup_stable_decay":
+        return {"num_decay_steps": math.ceil(total * DECAY_RATIO), "min_lr_ratio": training.min_lr_ratio}
+    return None
 
 
 def _warmup_steps(total: int, ratio: float) -> int:
@@ -408,4 +420,6 @@ def _lora(adapter: Adapter) -> Any:
         lora_dropout=adapter.lora_dropout,
         target_modules=named if isinstance(named, str) else list(named),
         modules_to_save=list(adapter.modules_to_save) or None,
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.use_dora,
     )

@@ -28,6 +28,18 @@ MODES: dict[str, dict[str, Any]] = {
     "LoRA, embedding trained in full": {**LORA, "adapter.modules_to_save": "[embed_tokens]"},
     "LoRA in fused layers": {"adapter.type": "lora", "adapter.r": 2, "training.precision": "bfloat16"},
     "QLoRA": {**LORA, "quantization.type": "nf4"},
+    "DoRA, rsLoRA, Lion, decay at the end": {
+        **LORA,
+        "adapter.use_dora": "true",
+        "adapter.use_rslora": "true",
+        "training.optim": "lion_32bit",
+        "training.lr_scheduler_type": "warmup_stable_decay",
+    },
+    "Adafactor, a least learning rate": {
+        "training.optim": "adafactor",
+        "training.lr_scheduler_type": "cosine_with_min_lr",
+        "training.min_lr_ratio": 0.3,
+    },
     "packed": {"training.batching": "packed", "data.max_length": 400, "training.per_device_train_batch_size": 1},
     "padded": {"training.batching": "padded"},
     "length-bucketed, accumulation, dropout": {

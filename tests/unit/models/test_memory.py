@@ -67,6 +67,7 @@ def with_adapter(model: Any, adapter: Adapter) -> Any:
             r=adapter.r,
             target_modules=targets if isinstance(targets, str) else list(targets),
             modules_to_save=list(adapter.modules_to_save) or None,
+            use_dora=adapter.use_dora,
         ),
     )
 
@@ -114,6 +115,17 @@ def test_estimate_memory_lora_on_chosen_layers_equals_peft(
     adapter = Adapter(type="lora", r=4, target_modules=targets, modules_to_save=saved)
     found = estimated(folders["llama"], replace(FULL, adapter=adapter))
     assert found.trainable == counted(with_adapter(tiny_model("llama"), adapter), trained_only=True)
+
+
+@uses_peft
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "embed_tokens")])
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_estimate_memory_dora_has_a_magnitude_for_each_output(
+    family: Family, targets: Any, folders: dict[Family, Path]
+) -> None:
+    adapter = Adapter(type="lora", r=4, target_modules=targets, use_dora=True)
+    found = estimated(folders[family], replace(FULL, adapter=adapter))
+    assert found.trainable == counted(with_adapter(tiny_model(family), adapter), trained_only=True)
 
 
 @uses_peft
