@@ -55,6 +55,8 @@ FOREIGN_NAMES = {
 MAX_COMMON_WORD = 4
 """Letters of a word that is a part of too many options to be a hint."""
 WEIGHTED = "--set data.sources='[{source: a.jsonl, weight: 2}, {source: b.jsonl, weight: 1}]'"
+ADAPTER_KEYS = ("r", "lora_", "target_", "modules_", "use_")
+"""Beginnings of the options of an adapter, but for its type."""
 FLOOR = "--set training.lr_scheduler_type=cosine_with_min_lr"
 EXCLUSIVE = {"data.source": "data.sources", "data.sources": "data.source"}
 """Options that exclude each other: a setting with precedence replaces the other; both in one file are an error."""
@@ -413,10 +415,7 @@ def _needs(recipe: Recipe) -> list[tuple[str, bool, str, str]]:
     has_floor = recipe.training.lr_scheduler_type in ("cosine_with_min_lr", "warmup_stable_decay")
     weighted = any(source.weight is not None for source in recipe.data.sources)
     return [
-        *(
-            (f"adapter.{key}", lora, "adapter.type lora", "--lora")
-            for key in ("r", "lora_", "target_", "modules_", "use_")
-        ),
+        *((f"adapter.{key}", lora, "adapter.type lora", "--lora") for key in ADAPTER_KEYS),
         ("quantization.double", recipe.quantization.type != "none", "quantization.type nf4", "--qlora"),
         *((f"evaluation.generation.{key}", sampled, *sampling) for key in ("temperature", "top_p")),
         ("training.min_lr_ratio", has_floor, "a schedule with an end above 0", FLOOR),

@@ -355,13 +355,19 @@ class Training:
     ] = None
     lr_scheduler_type: Annotated[
         Literal[
-            *("cosine", "linear", "constant", "constant_with_warmup"),
-            *("polynomial", "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay"),
+            "cosine",
+            "linear",
+            "constant",
+            "constant_with_warmup",
+            "polynomial",
+            "inverse_sqrt",
+            "cosine_with_min_lr",
+            "warmup_stable_decay",
         ],
         Option(
             "Schedule of the learning rate",
-            details="cosine_with_min_lr and warmup_stable_decay end at min_lr_ratio. warmup_stable_decay falls over the "
-            "last tenth of the steps.",
+            details="cosine_with_min_lr and warmup_stable_decay end at min_lr_ratio. warmup_stable_decay falls over "
+            "the last tenth of the steps.",
         ),
     ] = "cosine"
     min_lr_ratio: Annotated[
@@ -376,8 +382,14 @@ class Training:
     max_grad_norm: Annotated[Positive, Option("Norm at which gradients are clipped")] = 1.0
     optim: Annotated[
         Literal[
-            *("adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
-            *("adafactor", "lion_32bit", "lion_8bit"),
+            "adamw_torch_fused",
+            "adamw_torch",
+            "adamw_8bit",
+            "paged_adamw_32bit",
+            "paged_adamw_8bit",
+            "adafactor",
+            "lion_32bit",
+            "lion_8bit",
         ],
         Option(
             "Optimiser",
