@@ -25,7 +25,9 @@ RUN_FILES = {
     "train.log": "Output of the libraries.",
     "model/": "Weights or adapter (safetensors), tokenizer, and the model card `README.md`.",
     "checkpoints/": "Checkpoints of an unfinished run. A finished run has none.",
+    "best/": "The best weights so far, while a run with `training.keep: best` trains.",
     "evaluation/": "Results of `neft eval`.",
+    "trackers/": "Files of experiment trackers (`--report-to`).",
     ".lock": "Held while a process writes to the run.",
 }
 CHECKPOINT_FILES = {
@@ -57,6 +59,7 @@ SWEEP_FILES = {
     "cells.csv": "One row for each cell.",
     "plots/": "Each metric against alpha, and learning curves, as PNG and SVG.",
     "best": "A link to the recommended arm's run, if a single arm is recommended.",
+    "trackers/": "Files of experiment trackers (`--report-to`), with one group for all cells.",
     "workers.log": "Output of the libraries.",
     "judge/": "The judge's replies.",
     ".lock": "Held while a process runs the sweep.",

@@ -111,7 +111,14 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             if parts[4:5] == ["commit"]:
                 return self._commit(repository, body)
             names = [{"rfilename": name} for name in hub.repositories[repository]]
-            return 200, {"id": repository, "modelId": repository, "sha": "0" * 40, "siblings": names}
+            private = repository in hub.private
+            return 200, {
+                "id": repository,
+                "modelId": repository,
+                "sha": "0" * 40,
+                "private": private,
+                "siblings": names,
+            }
 
         def _create(self, wanted: dict[str, Any]) -> tuple[int, Any]:
             name = f"{wanted['organization']}/{wanted['name']}"

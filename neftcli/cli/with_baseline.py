@@ -13,8 +13,9 @@ from neftcli.errors import InputError, Problem
 from neftcli.events import Notice, RunFinished
 from neftcli.recipe.loading import recipe_fingerprint
 from neftcli.recipe.trust import TRUST
-from neftcli.runs.directory import STOPPED, RunDirectory, find_run
-from neftcli.system.distributed import launched_externally
+from neftcli.runs.directory import LOCK, STOPPED, RunDirectory, find_run
+from neftcli.system.distributed import launched_externally, world_size
+from neftcli.system.locks import is_locked
 
 if TYPE_CHECKING:
     from neftcli.events import Event, Observer
@@ -36,8 +37,8 @@ def train_with_baseline(
 ) -> None:
     """Train a recipe and its baseline, evaluate both and report the difference.
 
-    A run of the same recipe that is finished is used as it is, and a stopped one is resumed, so the same command
-    continues after a stop.
+    A run of the same recipe that is finished is used as it is, and one that was stopped or killed is resumed, so the
+    same command continues.
 
     Args:
         recipe: The resolved recipe.
@@ -48,19 +49,19 @@ def train_with_baseline(
         quiet: Print only results and errors.
 
     Raises:
-        InputError: The recipe has no noise, or several processes train it.
+        InputError: The recipe has no noise or no held-out rows, or several processes train it.
     """
     from neftcli.evaluation.evaluate import EvalRequest, evaluate
 
-    _require_noise_in_one_process(recipe)
+    _require_comparable(recipe)
     trust = [{TRUST: layer[TRUST]} for layer in layers if TRUST in layer]
     runs = []
-    for one in (recipe, replace(recipe, neftune=replace(recipe.neftune, alpha=0.0))):
+    for arm in (recipe, replace(recipe, neftune=replace(recipe.neftune, alpha=0.0))):
         with (
             choose_display(json_lines=json_lines, quiet=quiet) as display,
             stop.handle_signals(requeue_signal, first=partial(stop.announce, display)),
         ):
-            runs.append(_train_once(one, trust, _WithoutNextSteps(display), stop))
+            runs.append(_train_once(arm, trust, _WithoutNextSteps(display), stop))
     request = EvalRequest(str(runs[0]), str(runs[1]), overrides=tuple(trust), show=SHOWN_PROMPTS)
     with (
         choose_display(json_lines=json_lines, quiet=quiet) as display,
@@ -70,13 +71,18 @@ def train_with_baseline(
         evaluate(request, display)
 
 
-def _require_noise_in_one_process(recipe: Recipe) -> None:
+def _require_comparable(recipe: Recipe) -> None:
     problems = []
     if not recipe.neftune.alpha:
         problems.append(Problem("--with-baseline compares noise with none", "neftune.alpha 0", "--alpha 5"))
+    if not recipe.data.held_out_rows:
+        problems.append(
+            Problem("--with-baseline compares held-out rows", "data.held_out_rows 0", "--held-out-rows 200")
+        )
     if recipe.training.processes > 1 or launched_externally():
         hint = "neft train ..., the same with --alpha 0, then neft eval RUN --baseline RUN"
-        problems.append(Problem("--with-baseline trains in one process", f"{recipe.training.processes}", hint))
+        processes = str(max(recipe.training.processes, world_size()))
+        problems.append(Problem("--with-baseline trains in one process", processes, hint))
     if problems:
         raise InputError(*problems)
 
@@ -105,7 +111,7 @@ def _train_once(recipe: Recipe, trust: Sequence[Layer], observer: Observer, stop
         if status == "finished":
             observer.notify(Notice(f"{folder} is a finished run of this recipe, so it is not trained again"))
             return folder
-        if status in STOPPED:
+        if status in STOPPED or (status == "running" and not is_locked(folder / LOCK)):
             resolved, state = find_resume_state(str(folder), trust, accept_changes=False)
             train(resolved, observer, stop=stop, resume=state)
             return folder

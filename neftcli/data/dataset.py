@@ -32,7 +32,7 @@ MAX_BYTES_IN_MEMORY = 16 * 2**20
 SPILLED_ROWS = f"rows beyond {MAX_BYTES_IN_MEMORY >> 20} MiB"
 BATCH_ROWS = 1024
 """Maximum number of rows in a record batch."""
-BATCH_BYTES = 2**20
+BATCH_LENGTH = 2**20
 """Number of characters or tokens at which a record batch is closed early."""
 
 Item = TypeVar("Item")
@@ -120,7 +120,7 @@ class ArrowDataset(Sequence[Item]):
             for row in rows:
                 pending.append(row)
                 size += cls._size(row)
-                if len(pending) == BATCH_ROWS or size >= BATCH_BYTES:
+                if len(pending) == BATCH_ROWS or size >= BATCH_LENGTH:
                     batches.append(cls._encode(pending))
                     pending, size = [], 0
             batches.append(cls._encode(pending))

@@ -35,7 +35,7 @@ MAX_BYTES = 4 * 2**30
 DIGEST = hashlib.sha256().digest_size
 ABANDONED_SECONDS = 86_400.0
 """Age at which an unfinished file is taken to be that of a process that died."""
-INDEX_FOLDER = "index"
+INDEX_COLUMN = "index"
 TOKENIZING_LIBRARIES = ("transformers", "tokenizers", "jinja2", "trl")
 
 
@@ -134,8 +134,8 @@ def _read(path: Path) -> tuple[TokenDataset, Sequence[int]] | None:
         os.utime(path)
     except (OSError, ValueError, arrow.ArrowException):  # ValueError: an empty file can't be mapped
         return None
-    indices = array("q", table[INDEX_FOLDER].to_numpy().tobytes())
-    return TokenDataset(table.drop_columns([INDEX_FOLDER])), indices
+    indices = array("q", table[INDEX_COLUMN].to_numpy().tobytes())
+    return TokenDataset(table.drop_columns([INDEX_COLUMN])), indices
 
 
 def _write(folder: Path, key: str, rows: TokenDataset, indices: Sequence[int]) -> None:
@@ -146,7 +146,7 @@ def _write(folder: Path, key: str, rows: TokenDataset, indices: Sequence[int]) -
     """
     import pyarrow as arrow
 
-    table = rows.table().append_column(INDEX_FOLDER, arrow.array(indices, arrow.int64()))
+    table = rows.table().append_column(INDEX_COLUMN, arrow.array(indices, arrow.int64()))
     if table.nbytes > MAX_BYTES:
         return
     descriptor, name = tempfile.mkstemp(prefix=f"{key[:16]}-", suffix=".part", dir=folder)

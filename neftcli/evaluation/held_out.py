@@ -19,7 +19,7 @@ from neftcli.events.data import BUILTIN
 from neftcli.recipe.relative_paths import find_relative_paths
 from neftcli.rows.example import RowNotes
 from neftcli.runs.directory import RECIPE, find_run
-from neftcli.system.hub import UNREACHABLE, go_offline_if_unreachable
+from neftcli.system.hub import notify_if_unreachable
 from neftcli.system.paths import exists, expand_home
 from neftcli.wording import count_noun
 
@@ -76,9 +76,7 @@ def read_eval_rows(
     for recipe in recipes:
         sources += recipe.data.named_sources()
     if any(map(is_hub_id, sources)) or any(target.reference.kind == "hub" for target in targets):
-        reason = go_offline_if_unreachable()
-        if reason:
-            observer.notify(Notice(UNREACHABLE.format(reason)))
+        notify_if_unreachable(observer)
     observer.notify(Phase(PhaseId.READING_DATA))
     main = targets[0]
     if dataset is None and main.run is not None:

@@ -65,9 +65,9 @@ class PhaseProgress:
         total: Items in all.
         elapsed: Seconds since the phase began.
         remaining: Estimated seconds left.
-        unit: Unit of `done` and `total`: rows, answers, verdicts, layers or bytes.
+        unit: Unit of `done` and `total`: rows, answers, verdicts, layers, weights or bytes.
         rate: Speed, in `rate_unit` per second; 0 if it is not known yet.
-        rate_unit: Unit of `rate`: rows, tokens, verdicts, layers or bytes.
+        rate_unit: Unit of `rate`: rows, tokens, verdicts, layers, weights or bytes.
         subject: The model, task or cell that the phase is about; empty if there is only one.
     """
 

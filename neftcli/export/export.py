@@ -68,7 +68,7 @@ def export_run(
         problems.append(Problem("--quantize must be a type that neft can write", quantization, hint))
     if problems:
         raise InputError(*problems)
-    target, run = resolve_finished_run(name, "neft export", trust_remote_code=trust_remote_code)
+    target, run = resolve_finished_run(name, "neft export", observer, trust_remote_code=trust_remote_code)
     kind = EXPORT_TARGETS[to]
     path = require_new_output(out or kind.output.format(run=run.path.name, type=quantization), folder=kind.folder)
     require_no_links(run.model)

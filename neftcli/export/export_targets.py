@@ -90,7 +90,7 @@ EXPORT_TARGETS: dict[str, ExportTarget] = {
             output="{run}-{type}.gguf",
             gguf="",
             write=_write_gguf,
-            command="llama-cli -m {path}    talk to it; neft eval {path} evaluates it",
+            command="llama-cli -m {path}",
         ),
         ExportTarget(
             "ollama",
@@ -99,7 +99,7 @@ EXPORT_TARGETS: dict[str, ExportTarget] = {
             output="{run}-ollama",
             gguf=GGUF_NAME,
             write=_write_ollama,
-            command="ollama create {name} -f {path}/Modelfile    then: ollama run {name}",
+            command="ollama create {name} -f {path}/Modelfile && ollama run {name}",
         ),
     )
 }

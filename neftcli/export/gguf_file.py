@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, ModelError, Problem
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from neftcli.runs.directory import RunDirectory
 
 CONVERTER = "neft merge RUN --out FOLDER    then llama.cpp's convert_hf_to_gguf.py FOLDER"
+LINKED = "model.gguf"
 SCALINGS = ("default", "linear", "yarn", "llama3")
 """Types of position scaling (RoPE) that are written."""
 
@@ -77,11 +79,8 @@ def require_gguf_support(config: dict[str, Any]) -> None:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     scaling = rope.get("rope_type", rope.get("type", "default"))
     if scaling not in SCALINGS:
-        raise ModelError(
-            Problem(
-                f"neft can't write this position scaling as .gguf (one of {', '.join(SCALINGS)})", scaling, CONVERTER
-            )
-        )
+        message = f"neft can't write the position scaling {scaling} as .gguf"
+        raise ModelError(Problem(message, f"it can write {', '.join(SCALINGS)}", CONVERTER))
 
 
 def write_gguf(tuned: TunedModel, run: RunDirectory, quantization: str, file: Path, observer: Observer) -> None:
@@ -101,6 +100,7 @@ def write_gguf(tuned: TunedModel, run: RunDirectory, quantization: str, file: Pa
         ModelError: llama.cpp has no such tokenizer.
     """
     import gguf
+    from numpy import dtype, float32
 
     config = tuned.model.config.get_text_config()
     family = GGUF_FAMILIES[config.model_type]
@@ -117,7 +117,7 @@ def write_gguf(tuned: TunedModel, run: RunDirectory, quantization: str, file: Pa
         kind = _tensor_type(weight, quantization)
         types.append(kind)
         size = math.prod(gguf.quant_shape_to_byte_shape(tuple(weight.shape), kind))
-        writer.add_tensor_info(name, tuple(weight.shape), _numpy_float32(), size, raw_dtype=kind)
+        writer.add_tensor_info(name, tuple(weight.shape), dtype(float32), size, raw_dtype=kind)
     writer.write_header_to_file(file)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -133,12 +133,6 @@ def write_gguf(tuned: TunedModel, run: RunDirectory, quantization: str, file: Pa
             PhaseProgress(PhaseId.WRITING_GGUF, done, total, elapsed, remaining, "weights", rate, "weights")
         )
     writer.close()
-
-
-def _numpy_float32() -> Any:
-    import numpy
-
-    return numpy.dtype(numpy.float32)
 
 
 def _tensor_type(weight: torch.Tensor, quantization: str) -> Any:
@@ -307,6 +301,8 @@ def _position_factors(config: Any) -> torch.Tensor | None:
 def load_gguf(file: Path, expected: Any) -> Any:
     """Load a .gguf file with transformers' reader, in float32.
 
+    The file is read through a link in a folder of its own: beside an adapter the reader would load that one.
+
     The reader takes no position scaling and, for Qwen3, no head size from a file, so these come from `expected`.
 
     Args:
@@ -316,10 +312,12 @@ def load_gguf(file: Path, expected: Any) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     text = expected.get_text_config()
-    if text.rope_parameters.get("rope_type", "default") != "default":
-        config.rope_parameters = text.rope_parameters
-    if getattr(text, "head_dim", None) is not None:
-        config.head_dim = text.head_dim
-    return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, dtype=torch.float32)
+    with TemporaryDirectory() as folder:
+        (Path(folder) / LINKED).symlink_to(file.absolute())
+        config = AutoConfig.from_pretrained(folder, gguf_file=LINKED)
+        if text.rope_parameters.get("rope_type", "default") != "default":
+            config.rope_parameters = text.rope_parameters
+        if getattr(text, "head_dim", None) is not None:
+            config.head_dim = text.head_dim
+        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=LINKED, config=config, dtype=torch.float32)

@@ -73,6 +73,12 @@ class GgufVocabulary:
     padding: int | None
 
 
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer puts the BOS token before every text; llama.cpp then does as well."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and bool(tokenizer("a")["input_ids"][:1] == [bos])
+
+
 def read_gguf_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> GgufVocabulary:
     """Describe a tokenizer as llama.cpp needs it.
 
@@ -115,7 +121,7 @@ def read_gguf_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> GgufV
         merges=[] if sentencepiece else merges,
         scores=_scores(tokens, types, merges) if sentencepiece or not merges else [],
         adds_space=adds_space,
-        adds_bos=bos is not None and tokenizer("a")["input_ids"][:1] == [bos],
+        adds_bos=adds_bos(tokenizer),
         bos=_within(bos, size),
         unknown=_within(tokenizer.unk_token_id, size),
         padding=_within(tokenizer.pad_token_id, size),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from neftcli.errors import InputError, Problem, first_line
 from neftcli.runs.catalog import stored_verdicts
 from neftcli.runs.markdown import escape_markdown, quote_markdown
 from neftcli.system.paths import exists
-from neftcli.training.model_card import RECIPE_PLACE
+from neftcli.training.model_card import RECIPE_SENTENCE
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -28,20 +29,23 @@ def hub_card(file: Path, run: RunDirectory, recipe: Recipe, repository: str) -> 
         repository: The repository, as owner/name.
 
     Raises:
-        InputError: The card's metadata is not YAML.
+        InputError: There is no card, or its metadata is not YAML.
     """
     from huggingface_hub import ModelCard
     from yaml import YAMLError
 
-    text = file.read_text(encoding="utf-8").replace(RECIPE_PLACE, "The full recipe is in `recipe.yaml`.")
     try:
+        text = file.read_text(encoding="utf-8").replace(RECIPE_SENTENCE, "The full recipe is in `recipe.yaml`.")
         card = ModelCard(text, ignore_metadata_errors=False)
         card.data.model_name = repository.rpartition("/")[2]
         card.data.eval_results = _eval_results(run, recipe)
         card.data.pipeline_tag = "text-generation"
-    except (ValueError, TypeError, YAMLError) as error:
-        hint = "restore the lines between the first two ---"
-        raise InputError(Problem(f"{file}: the metadata is not valid", first_line(error), hint)) from None
+    except FileNotFoundError:
+        hint = f"neft train --resume {shlex.quote(str(run.path))}    finishes the run"
+        raise InputError(Problem(f"{run.path}: the model has no model card", str(file), hint)) from None
+    except (OSError, ValueError, TypeError, YAMLError) as error:
+        hint = "restore the file, whose metadata is between the first two lines of ---"
+        raise InputError(Problem(f"{file}: the model card can't be read", first_line(error), hint)) from None
     if comparisons := _comparisons(run):
         card.text = f"{card.text.rstrip()}\n\n{comparisons}\n"
     return card

@@ -63,7 +63,7 @@ def merge(name: str, out: str, dtype: str | None, observer: Observer, *, trust_r
     """
     if dtype is not None and dtype not in DTYPE_BYTES:
         raise InputError(Problem("--dtype must be a type of weights", dtype, f"--dtype {' or '.join(DTYPE_BYTES)}"))
-    target, run = resolve_finished_run(name, "neft merge", trust_remote_code=trust_remote_code)
+    target, run = resolve_finished_run(name, "neft merge", observer, trust_remote_code=trust_remote_code)
     if not target.has_adapter() and dtype is None:
         hint = f"use {run.model}, or convert it: neft merge {name} --out {out} --dtype bfloat16"
         message = f"{run.path}: this run has no adapter to merge; its model folder is complete as it is"
@@ -253,9 +253,9 @@ def _hub_id(target: EvalTarget) -> str | None:
 def _build_manifest(
     target: EvalTarget, run: RunDirectory, folder: Path, dtype: str, comparison: LogitComparison
 ) -> dict[str, Any]:
-    """Return what the model was made from, and the size and SHA-256 of each file."""
+    """Return what the model was made from, and the size and SHA-256 of each file but the card, which may be edited."""
     record = run.record()
-    files: Sequence[Path] = sorted(file for file in folder.iterdir() if file.is_file())
+    files: Sequence[Path] = sorted(file for file in folder.iterdir() if file.is_file() and file.name != CARD)
     return {
         "version": MANIFEST_VERSION,
         "neft": VERSION,

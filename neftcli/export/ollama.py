@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.events import Notice, Observer
 from neftcli.export.gguf_file import list_stop_tokens
+from neftcli.export.gguf_vocabulary import adds_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -177,9 +178,7 @@ def build_modelfile(
         turns = derive_turn_template(tokenizer)
         template = None
         if turns is not None:
-            bos = tokenizer.bos_token_id
-            adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]  # then llama.cpp adds it too
-            template = turns.to_go("" if adds_bos else turns.start)
+            template = turns.to_go("" if adds_bos(tokenizer) else turns.start)
             system_prompt = system_prompt or turns.default_system
             if "system" not in turns.turns:
                 observer.notify(Notice(NO_SYSTEM))

@@ -6,6 +6,7 @@ connection broke are not sent again.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 LOGIN = f"hf auth login, or HF_TOKEN=... with a token from {HUB}/settings/tokens that can write"
 GIT_FILE = ".gitattributes"
 """The only file of a new repository."""
-UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, SERVER_ERROR = 401, 403, 404, 409, 500
+UNAUTHORIZED, FORBIDDEN, NOT_FOUND, SERVER_ERROR = 401, 403, 404, 500
 Content = Path | bytes
 """A file's path, or its bytes."""
 
@@ -75,7 +76,7 @@ def push_run(
     """
     started = time.perf_counter()
     _require_repository_name(name, repository)
-    target, run = resolve_finished_run(name, "neft push", trust_remote_code=trust_remote_code)
+    target, run = resolve_finished_run(name, "neft push", observer, trust_remote_code=trust_remote_code)
     if merged and not target.has_adapter():
         hint = f"neft push {name} {repository}    uploads it as it is"
         raise InputError(Problem("--merged is for runs with an adapter", target.recipe.method().describe(), hint))
@@ -84,14 +85,17 @@ def push_run(
     _warn_of_local_base(target, observer, merged=merged)
     url = f"{hub_endpoint().geturl().rstrip('/')}/{repository}"
     if dry_run:
-        observer.notify(_plan(target, run, repository, url, private=private, merged=merged))
+        observer.notify(_plan_push(target, run, repository, url, private=private, merged=merged))
         return
     api = _connect()
     with TemporaryDirectory() as scratch, capture_library_output(Path(scratch) / "log"):
-        _create_repository(api, name, repository, private=private, update=update)
+        exists = _require_usable_repository(api, name, repository, private=private, update=update)
         with _merged_model(target, run, observer, trust_remote_code=trust_remote_code, merged=merged) as folder:
             card = hub_card(folder / CARD, run, target.recipe, repository)
             files = {**_list_files(folder), CARD: str(card).encode(), RECIPE: run.path / RECIPE}
+            if not exists:
+                with _explain_failures(repository, "no repository was created"):
+                    api.create_repo(repository, private=private)
             message = f"neft push {run.path.name}" + (" --merged" if merged else "")
             commit, size = _upload(api, repository, files, message, observer)
     observer.notify(
@@ -129,7 +133,7 @@ def _require_repository_name(run: str, repository: str) -> None:
 
 
 def _warn_of_local_base(target: EvalTarget, observer: Observer, *, merged: bool) -> None:
-    """Say so if nobody else can load the base model of an adapter."""
+    """Warn if nobody else can load an adapter's base model."""
     if target.has_adapter() and not merged and target.reference.kind != "hub" and not target.reference.alias:
         text = f"the adapter's base model is on this machine only ({target.reference.name}), so others can't load it"
         observer.notify(Notice(f"{text}; --merged uploads a complete model"))
@@ -140,7 +144,7 @@ def _list_files(folder: Path) -> dict[str, Content]:
     return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def _plan(
+def _plan_push(
     target: EvalTarget, run: RunDirectory, repository: str, url: str, *, private: bool, merged: bool
 ) -> PushPlanned:
     """Return what would be uploaded; of a merged model, the files that are known before."""
@@ -148,6 +152,7 @@ def _plan(
     files: Mapping[str, Content] = {**_list_files(run.model), CARD: str(card).encode(), RECIPE: run.path / RECIPE}
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     if merged:
+        card.data.library_name = "transformers"
         sizes = {name: size for name, size in sizes.items() if not name.startswith("adapter_")}
     listed = tuple(PushedFile(name, sizes[name]) for name in sorted(sizes))
     return PushPlanned(str(run.path), repository, url, private, merged, listed, card.data.to_yaml())
@@ -170,27 +175,31 @@ def _connect() -> HfApi:
     return HfApi(endpoint=hub_endpoint().geturl().rstrip("/"), library_name="neft")
 
 
-def _create_repository(api: HfApi, run: str, repository: str, *, private: bool, update: bool) -> None:
-    """Create the repository, unless it exists and is empty or to be updated.
+def _require_usable_repository(api: HfApi, run: str, repository: str, *, private: bool, update: bool) -> bool:
+    """Check a repository, and return whether it exists.
 
     Raises:
-        InputError: It exists and has files.
+        InputError: It has files and is not to be updated, or it is public and must be private.
         ExportError: The hub or the connection failed.
     """
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
-    with _explain_failures(repository, "no repository was created"):
+    with _explain_failures(repository, "nothing was uploaded"):
         try:
-            api.create_repo(repository, private=private)
-        except HfHubHTTPError as error:
-            if error.response.status_code != CONFLICT:
-                raise
-            siblings = api.model_info(repository).siblings or []
-            files = sorted(file.rfilename for file in siblings if file.rfilename != GIT_FILE)
-            if files and not update:
-                got = ", ".join(files[:4]) + (", ..." if len(files) > 4 else "")
-                hint = f"neft push {run} {repository} --update    adds a commit"
-                raise InputError(Problem(f"{repository}: the repository has files already", got, hint)) from None
+            info = api.model_info(repository)
+        except RepositoryNotFoundError as error:
+            if error.response.status_code == UNAUTHORIZED:
+                api.whoami()  # the hub answers 401 for a repository that does not exist as well
+            return False
+    files = sorted(file.rfilename for file in info.siblings or [] if file.rfilename != GIT_FILE)
+    if files and not update:
+        got = ", ".join(files[:4]) + (", ..." if len(files) > 4 else "")
+        hint = f"neft push {shlex.quote(run)} {repository} --update    adds a commit"
+        raise InputError(Problem(f"{repository}: the repository has files already", got, hint))
+    if private and not info.private:
+        hint = "make it private in its settings on the hub, or leave out --private"
+        raise InputError(Problem(f"{repository}: --private, but the repository exists", "a public one", hint))
+    return True
 
 
 @contextmanager
@@ -222,16 +231,16 @@ def _upload(
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    observer.notify(Phase(PhaseId.HASHING_FILES))
-    additions = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=file if isinstance(file, bytes) else str(file))
-        for name, file in files.items()
-    ]
-    total, done, started = sum(one.upload_info.size for one in additions), 0, time.perf_counter()
-    shows_bars = not are_progress_bars_disabled()
+    done, shows_bars = 0, not are_progress_bars_disabled()
     disable_progress_bars()
     try:
         with _explain_failures(repository, "it has no new commit"):
+            observer.notify(Phase(PhaseId.HASHING_FILES))
+            additions = [
+                CommitOperationAdd(path_in_repo=name, path_or_fileobj=file if isinstance(file, bytes) else str(file))
+                for name, file in files.items()
+            ]
+            total, started = sum(addition.upload_info.size for addition in additions), time.perf_counter()
             observer.notify(Phase(PhaseId.UPLOADING))
             for addition in additions:
                 api.preupload_lfs_files(repository, [addition], free_memory=False)
@@ -275,15 +284,15 @@ def _explain_failures(repository: str, state: str) -> Iterator[None]:
         while not isinstance(cause, HfHubHTTPError | HTTPError | OSError) and cause.__cause__ is not None:
             cause = cause.__cause__  # the client wraps errors of its threads
         if isinstance(cause, HfHubHTTPError):
-            raise ExportError(_describe_answer(repository, state, cause)) from error
+            raise ExportError(_describe_response(repository, state, cause)) from error
         if isinstance(cause, HTTPError | OSError):
             message = f"{repository}: the connection to the hub failed; {state}"
             raise ExportError(Problem(message, describe_error(cause), again)) from error
         raise
 
 
-def _describe_answer(repository: str, state: str, error: Any) -> Problem:
-    """Describe an answer of the hub that is an error."""
+def _describe_response(repository: str, state: str, error: Any) -> Problem:
+    """Describe a response of the hub that is an error."""
     status = error.response.status_code
     got = f"{status}: {error.server_message or first_line(error)}"
     if status == UNAUTHORIZED:

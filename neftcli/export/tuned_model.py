@@ -2,10 +2,10 @@
 
 Everything is computed in float32, so a weight is rounded once, when it is written:
 
-    W' = W + (lora_alpha / r) B A
+    W' = W + s B A    s = lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA
 
-QLoRA's base is dequantised first. If the embedding shares its matrix with the output layer and the adapter changes only
-one of them, the merged model has two matrices.
+DoRA's magnitudes are merged by peft's formula. QLoRA's base is dequantised first. If the embedding shares its matrix
+with the output layer and the adapter changes only one of them, the merged model has two matrices.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from neftcli.export.logits import RunLogits, compute_run_logits
 from neftcli.recipe.trust import TRUST
 from neftcli.recipe.yaml_file import Setting
 from neftcli.system.files import format_bytes
+from neftcli.system.hub import notify_if_unreachable
 
 if TYPE_CHECKING:
     from neftcli.events import Observer
@@ -58,12 +59,15 @@ class TunedModel:
     untied: bool
 
 
-def resolve_finished_run(name: str, command: str, *, trust_remote_code: bool) -> tuple[EvalTarget, RunDirectory]:
+def resolve_finished_run(
+    name: str, command: str, observer: Observer, *, trust_remote_code: bool
+) -> tuple[EvalTarget, RunDirectory]:
     """Resolve the name of a run with a model.
 
     Args:
         name: As typed.
         command: The command, such as "neft merge", for messages.
+        observer: Receives a notice if the hub can't be reached.
         trust_remote_code: Run code that comes with the base model.
 
     Raises:
@@ -77,6 +81,8 @@ def resolve_finished_run(name: str, command: str, *, trust_remote_code: bool) ->
                 f"{command} takes a run, and this is a model", name, f"{command} RUN    a folder that neft train wrote"
             )
         )
+    if target.reference.kind == "hub":
+        notify_if_unreachable(observer)
     return target.with_trust(trust_remote_code), target.run
 
 

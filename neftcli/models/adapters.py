@@ -111,6 +111,9 @@ def _converted_config(model: Any, adapter: Adapter) -> Any:
     if config.target_parameters and adapter.lora_dropout:
         message = "adapter.lora_dropout must be 0 if experts (one tensor per layer) get an adapter"
         raise RecipeError(Problem(message, f"{adapter.lora_dropout:g}", "--set adapter.lora_dropout=0"))
+    if config.target_parameters and adapter.use_dora:
+        message = "adapter.use_dora must be false if experts (one tensor per layer) get an adapter"
+        raise RecipeError(Problem(message, "true", "--set adapter.use_dora=false"))
     return config
 
 

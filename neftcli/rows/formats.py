@@ -23,7 +23,7 @@ from neftcli.rows.turns import LOSS_MARKS, has_role, is_conversation, is_turn, r
 from neftcli.rows.unsupported import reject_unsupported_row, reject_unsupported_turns
 from neftcli.wording import count_noun
 
-MAX_COLUMNS_SHOWN = 300
+MAX_NAMES_LENGTH = 300
 """Maximum characters of column names in a message."""
 CONVERSATION_COLUMNS = ("system", "tools", "functions")
 
@@ -505,8 +505,8 @@ def _parse_list(text: str) -> Any:
 
 
 def _list_columns(row: Row) -> str:
-    """Return the columns of a row for a message, at most MAX_COLUMNS_SHOWN characters of them."""
+    """Return the columns of a row for a message, at most MAX_NAMES_LENGTH characters of them."""
     names = ", ".join(row.values) or "no column"
-    if len(names) <= MAX_COLUMNS_SHOWN:
+    if len(names) <= MAX_NAMES_LENGTH:
         return names
-    return f"{names[:MAX_COLUMNS_SHOWN]}... ({count_noun(len(row.values), 'column')})"
+    return f"{names[:MAX_NAMES_LENGTH]}... ({count_noun(len(row.values), 'column')})"

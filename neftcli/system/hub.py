@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from neftcli.errors import InputError, Problem
+from neftcli.events import Notice, Observer
 from neftcli.system.cache_folder import explain_unwritable, home_folder
 from neftcli.system.network import explain_unreachable, proxy_settings, redact_password
 
@@ -45,6 +46,16 @@ def go_offline_if_unreachable() -> str:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ.pop("HF_DATASETS_OFFLINE", None)  # datasets prefers it
     return reason
+
+
+def notify_if_unreachable(observer: Observer) -> None:
+    """Put the hub's libraries in offline mode if no connection succeeds, and notify the observer.
+
+    Raises:
+        InputError: A setting of the hub is invalid.
+    """
+    if reason := go_offline_if_unreachable():
+        observer.notify(Notice(UNREACHABLE.format(reason)))
 
 
 def hub_settings() -> str:

@@ -23,7 +23,7 @@ from neftcli.recipe.loading import list_path_values
 from neftcli.recipe.schema import Data
 from neftcli.runs.directory import require_valid_name
 from neftcli.system.cache_folder import open_cache_folder
-from neftcli.system.hub import UNREACHABLE, go_offline_if_unreachable
+from neftcli.system.hub import notify_if_unreachable
 from neftcli.system.libraries import capture_library_output, prepare_libraries
 from neftcli.system.paths import exists, expand_home
 from neftcli.training.progress import ReadingProgress, TokenisingProgress
@@ -54,9 +54,7 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
         with open_cache_folder(f"{Path(reference.location).name} as safetensors"):
             pass  # converted later; a folder that can't be written is an error before rows are read
     if reference.kind == "hub" or any(map(is_hub_id, recipe.data.named_sources())):
-        reason = go_offline_if_unreachable()
-        if reason:
-            observer.notify(Notice(UNREACHABLE.format(reason)))
+        notify_if_unreachable(observer)
     observer.notify(Phase(PhaseId.READING_DATA))
     examples = read_examples(recipe.data, ReadingProgress(observer))
     validate_model(reference, recipe, trains=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from neftcli.models.registry import ModelReference
     from neftcli.recipe.schema import Recipe
 
-RECIPE_PLACE = "The full recipe is in `recipe.yaml`, next to this folder."
+RECIPE_SENTENCE = "The full recipe is in `recipe.yaml`, next to this folder."
 
 
 def model_card(
@@ -57,7 +57,7 @@ def model_card(
         "A lower loss here does not show that NEFTune helped: compare with the same recipe and seed at alpha 0, and "
         "read the answers.",
         "",
-        RECIPE_PLACE,
+        RECIPE_SENTENCE,
         "",
     ]
     return "\n".join(lines)

@@ -441,7 +441,8 @@ class _Run:
                 patience=training.patience if last.step < run_state.total_steps else None,
             )
             self.record.update(selected=asdict(selected))
-            self.notify(selected)
+            if selected.keep == "best" or selected.patience is not None:
+                self.notify(selected)
         return kept
 
     def _measure_noise(self, trainer: NeftTrainer, noise: Noise) -> None:

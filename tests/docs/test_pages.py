@@ -36,11 +36,8 @@ def command_line() -> Any:
 def typed_commands(text: str) -> Iterator[list[str]]:
     """Yield the words after `neft` of every command that a page shows."""
     text = text.replace("\\\n", " ")
-    for match in re.finditer(
-        r"(?:^|`|\s\s|&& )neft ((?:train|eval|sweep-alpha|chat|answer|recipes|models|data|runs|doctor)\b[^`\n]*)",
-        text,
-        re.M,
-    ):
+    names = "|".join(command_line().commands)
+    for match in re.finditer(rf"(?:^|`|\s\s|&& )neft ((?:{names})\b[^`\n]*)", text, re.M):
         line = re.split(r"\s#|\s{3,}|\s[|&>]", match[1].rstrip("\"'"))[0]
         try:
             yield shlex.split(line)

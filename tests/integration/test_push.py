@@ -94,6 +94,9 @@ def test_push_an_existing_repository(run: Path, hub: LoopbackHub) -> None:
     assert f"neft push {run} {NAME} --update    adds a commit" in refused.err
     assert hub.repositories[NAME] == before
     assert push(run, "--update").code == 0
+    public = push(run, "--update", "--private")
+    assert public.code == 2
+    assert f"{NAME}: --private, but the repository exists" in public.err
 
 
 def test_push_merged_uploads_a_model_without_an_adapter(run: Path, hub: LoopbackHub) -> None:
@@ -118,6 +121,8 @@ def test_push_dry_run_uploads_nothing(run: Path, hub: LoopbackHub) -> None:
     ("answers", "cut", "message"),
     [
         ({"create": 401}, (), "the hub rejects the token from HF_TOKEN; no repository was created"),
+        ({"my-model": 401, "whoami-v2": 401}, (), "the hub rejects the token from HF_TOKEN; nothing was uploaded"),
+        ({"my-model": 500}, (), f"{NAME}: the hub does not accept the request; nothing was uploaded"),
         ({"create": 403}, (), f"{NAME}: the token from HF_TOKEN can't write here; no repository was created"),
         ({"create": 500}, (), f"{NAME}: the hub does not accept the request; no repository was created"),
         ({"main": 500}, (), f"{NAME}: the hub does not accept the request; it has no new commit"),

@@ -179,7 +179,7 @@ def _(event: events.ModelSelected) -> list[Line]:
             f"{last if event.step != event.last_step else ', the last step'}"
         )
         selected.append("this loss selected the step, so it is lower than on new rows: neft eval --dataset FILE")
-    return [Line("model", text) for text in selected[:-1]] + [Line("model", selected[-1], "dim")]
+    return [Line("model", text, "dim" if text is selected[-1] else "") for text in selected]
 
 
 @lines.register
@@ -252,7 +252,7 @@ def answer_remark(event: events.AnswerFinished, *, compared: bool) -> str:
 
 def _chat_form(model: events.ChatModel) -> tuple[str, ...]:
     if model.plain_text:
-        return ("plain text: it continues what you type, each time anew",)
+        return ("plain text: continues each line that you type; no history",)
     template = describe_template(model.template)
     if model.template == events.ChatModel.SAVED:
         template = "the run's chat template"

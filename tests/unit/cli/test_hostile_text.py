@@ -54,6 +54,7 @@ WORDS = (
     "metrics",
 )
 
+LOGITS = events.LogitComparison(4, 64, 0.001, 30.0, 0.1, 64)
 EVENTS: list[events.Event] = [
     *RUN,
     REPORT,
@@ -86,6 +87,16 @@ EVENTS: list[events.Event] = [
     CHAT,
     events.AnswersWritten(CHAT.models[0].model, "answers.jsonl", 3, 1, 1, 40, 2.0),
     events.RecipeResolved("name: x"),
+    events.TrackerOpened("mlflow", "runs/x/trackers", "mlflow ui"),
+    events.TrackerOpened("wandb", "https://wandb.ai/x", ""),
+    events.ModelSelected(5, 1.5, 10, 1.6, 20, "best", 3),
+    events.ModelSelected(10, 1.5, 10, 1.5, 10, "best", None),
+    events.ModelSelected(10, 1.5, 10, 1.5, 20, "last", 3),
+    events.ModelSelected(10, 1.5, 10, 1.5, 10, "last", None),
+    events.MergeFinished("runs/x", "out", "m", "lora", "float32", 9, True, LOGITS, 2.0),
+    events.ExportFinished("runs/x", "gguf", "x.gguf", "f16", 9, LOGITS, "llama-cli -m x.gguf", 2.0),
+    events.PushPlanned("runs/x", "me/x", "https://hub/me/x", True, True, (events.PushedFile("a", 3),), "tags:\n- x"),
+    events.PushFinished("runs/x", "me/x", "https://hub/me/x", "0123456789", False, 3, 9, 2.0),
     events.TrainingPlan(
         events.ModelSource("hub", "owner/m", "main"),
         events.Method("full"),

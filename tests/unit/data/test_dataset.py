@@ -195,7 +195,7 @@ def test_data_fingerprint_covers_tokens(change: dict[str, Any]) -> None:
 def test_from_rows_long_row_ends_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch is never much larger than its largest row."""
     monkeypatch.setattr(dataset, "BATCH_ROWS", 1000)
-    rows = [Example((), "x" * (dataset.BATCH_BYTES * 2 // 3), str(number)) for number in range(5)]
+    rows = [Example((), "x" * (dataset.BATCH_LENGTH * 2 // 3), str(number)) for number in range(5)]
     kept = ExampleDataset.from_rows(rows)
     assert [batch.num_rows for batch in kept.table().to_batches()] == [2, 2, 1]
     assert list(kept) == rows
