@@ -182,14 +182,16 @@ def _require_usable_repository(api: HfApi, run: str, repository: str, *, private
         InputError: It has files and is not to be updated, or it is public and must be private.
         ExportError: The hub or the connection failed.
     """
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     with _explain_failures(repository, "nothing was uploaded"):
         try:
             info = api.model_info(repository)
-        except RepositoryNotFoundError as error:
-            if error.response.status_code == UNAUTHORIZED:
-                api.whoami()  # the hub answers 401 for a repository that does not exist as well
+        except HfHubHTTPError as error:
+            if isinstance(error, RepositoryNotFoundError) and error.response.status_code == UNAUTHORIZED:
+                api.whoami()  # the hub answers 401 for a missing repository, too
+            elif error.response.status_code != NOT_FOUND:
+                raise
             return False
     files = sorted(file.rfilename for file in info.siblings or [] if file.rfilename != GIT_FILE)
     if files and not update:
