@@ -41,7 +41,6 @@ def _sweeps() -> Iterable[str]:
 complete_recipe = complete_from(_recipes)
 complete_model = complete_from(_models)
 complete_run = complete_from(_runs)
-complete_run = complete_from(_runs)
 complete_run_or_model = complete_from(lambda: [*_runs(), *_models()])
 complete_sweep = complete_from(_sweeps)
 complete_run_or_sweep = complete_from(lambda: [*_runs(), *_sweeps()])

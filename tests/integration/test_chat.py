@@ -17,20 +17,32 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neftcli.evaluation.generation import generate_answers
 from neftcli.evaluation.targets import base_model_target, resolve_target
 from neftcli.recipe.schema import Generation
 from tests.conftest import Result, call_neft, events, quick_arguments
+from tests.tiny import save_tiny
 
 Neft = Callable[..., Result]
 SETTINGS = Generation(max_new_tokens=8, repetition_penalty=1.0)
 OPTIONS = ("--max-new-tokens", "8", "--repetition-penalty", "1")
 QUESTIONS = "Name a fruit.\nZwölf?\n"
+WAIT = 180.0
+"""Seconds in which a process must do what a test waits for."""
+UNIGNORED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets commands with & ignore it
+from neftcli.cli.main import main
+sys.argv[0] = "neft"
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +141,9 @@ def test_chat_pipe_equals_an_evaluation(ask: Callable[..., Result], runs: Path) 
     assert [event["question"] for event in finished] == ["Name a fruit.", "Zwölf?"]
     parts = [event["text"] for event in events(as_events.out) if event["event"] == "chat.text"]
     assert "".join(parts) == first + second
-    started = events(as_events.out)[-len(parts) - 5]
     assert {event["stop"] for event in finished} <= {"stop_token", "max_new_tokens"}
     assert all(event["tokens"] <= 8 for event in finished)
-    assert "chat.started" in {event["event"] for event in events(as_events.out)}, started
+    assert "chat.started" in {event["event"] for event in events(as_events.out)}
 
 
 @pytest.mark.parametrize("name", ["full-a5-s0", "lora-a5-s0"])
@@ -283,34 +294,45 @@ def test_chat_terminal_against_base(talk: Callable[..., str], runs: Path, width:
 
 
 class Process:
-    """`neft chat` on a pseudo-terminal."""
+    """`neft chat` on a pseudo-terminal; each wait ends after WAIT seconds, and the process with the block."""
 
     def __init__(self, *arguments: str) -> None:
         self.master, slave = pty.openpty()
         command = [sys.executable, "-m", "neftcli", "chat", *arguments]
-        environment = {**os.environ, "TERM": "xterm"}
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "300"}  # no message is wrapped
         self.process = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True, close_fds=True
         )
         os.close(slave)
         self.shown = ""
 
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait(WAIT)
+        os.close(self.master)
+
     def type(self, text: str) -> None:
         """Type a text."""
         os.write(self.master, text.encode())
 
-    def wait_for(self, text: str, after: int = 0, seconds: float = 600) -> None:
+    def wait_for(self, text: str, after: int = 0) -> None:
         """Read the screen until it shows a text, `after` characters from its beginning."""
-        end = time.monotonic() + seconds
-        while text not in self.shown[after:]:
-            assert time.monotonic() < end, self.shown[-500:]
-            self._read()
+        self._read_until(lambda: text in self.shown[after:], f"waited for {text!r}")
 
-    def wait_for_more(self) -> None:
+    def wait_for_answer(self) -> None:
         """Wait until an answer has begun: something is shown beyond the line break and readline's own sequences."""
         before = len(self.shown) + len("\x1b[?2004l\r")
-        while len(self.shown) <= before + 5:
-            assert self._read(), self.shown[-500:]
+        self._read_until(lambda: len(self.shown) > before + 5, "waited for an answer")
+        assert "(no text)" not in self.shown, "the answer ended before it could be stopped"
+
+    def _read_until(self, is_reached: Callable[[], bool], purpose: str) -> None:
+        end = time.monotonic() + WAIT
+        while not is_reached():
+            assert time.monotonic() < end, f"{purpose}: {self.shown[-500:]}"
+            assert self._read(), f"{purpose}, but the process has ended: {self.shown[-500:]}"
 
     def _read(self) -> bool:
         """Read what is there, and return whether the process may write more."""
@@ -329,31 +351,43 @@ class Process:
 
     def end(self) -> int:
         """Read the screen to its end, and return the exit code."""
+        end = time.monotonic() + WAIT
         while self._read():
-            pass
-        os.close(self.master)
-        return self.process.wait(60)
+            assert time.monotonic() < end, f"waited for the end of the process: {self.shown[-500:]}"
+        return self.process.wait(WAIT)
+
+
+@pytest.fixture
+def endless_model(tmp_path: Path) -> Path:
+    """Return a tiny Llama whose greedy answers never stop: the stop token's logit is 0, and some other one's above."""
+    folder = tmp_path / "endless"
+    save_tiny(folder, "llama")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight[model.config.eos_token_id] = 0
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.slow
-def test_chat_ctrl_c_stops_an_answer_and_twice_leaves(runs: Path, tmp_path: Path) -> None:
+def test_chat_ctrl_c_stops_an_answer_and_twice_leaves(endless_model: Path, tmp_path: Path) -> None:
     """What was written stays in the history. A second Ctrl-C at the prompt leaves; so does Ctrl-D."""
     file = tmp_path / "chats.jsonl"
-    process = Process(str(runs / "full-a5-s0"), "--max-new-tokens", "800", "--repetition-penalty", "1.5")
-    process.wait_for("Ctrl-D leaves")
-    process.wait_for("> ", after=process.shown.index("Ctrl-D leaves"))
-    process.type("Name a fruit.\r")
-    process.wait_for("Name a fruit.")
-    process.wait_for("\n", after=process.shown.index("Name a fruit."))
-    process.wait_for_more()
-    process.interrupt()
-    process.wait_for("stopped after")
-    process.type(f"/save {file}\r")
-    process.wait_for("no stop token")
-    process.interrupt()
-    process.wait_for("Ctrl-C again leaves")
-    process.interrupt()
-    assert process.end() == 0
+    with Process(str(endless_model), "--max-new-tokens", "800", "--repetition-penalty", "1.5") as process:
+        process.wait_for("Ctrl-D leaves")
+        process.wait_for("> ", after=process.shown.index("Ctrl-D leaves"))
+        process.type("Name a fruit.\r")
+        process.wait_for("Name a fruit.")
+        process.wait_for("\n", after=process.shown.index("Name a fruit."))
+        process.wait_for_answer()
+        process.interrupt()
+        process.wait_for("stopped after")
+        process.type(f"/save {file}\r")
+        process.wait_for("no stop token")
+        process.interrupt()
+        process.wait_for("Ctrl-C again leaves")
+        process.interrupt()
+        assert process.end() == 0
     [row] = [json.loads(line) for line in file.read_text().splitlines()]
     assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"]
     assert row["messages"][1]["content"]
@@ -362,16 +396,20 @@ def test_chat_ctrl_c_stops_an_answer_and_twice_leaves(runs: Path, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_chat_signal_while_reading_a_pipe(runs: Path, name: str) -> None:
-    command = [sys.executable, "-m", "neftcli", "chat", str(runs / "full-a5-s0"), *OPTIONS]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(b"Name a fruit.\n")
-    process.stdin.flush()
-    process.stdout.readline()
-    process.send_signal(getattr(signal, name))
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    command = [sys.executable, "-c", UNIGNORED, "chat", str(runs / "full-a5-s0"), *OPTIONS]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        timer = Timer(WAIT, process.kill)  # which ends the wait for a line, and fails the test by the exit code
+        timer.start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"Name a fruit.\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(getattr(signal, name))
+        _, errors = process.communicate()
+        timer.cancel()
+    assert process.returncode == 130, errors
     assert b"stopped by" in errors
 
 
