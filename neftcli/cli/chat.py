@@ -33,7 +33,7 @@ CHAT_FLAGS = (
 """Options with a flag in `neft chat` and `neft answer`."""
 COMMANDS = {
     "/system": "/system TEXT   set the system turn; without TEXT remove it",
-    "/retry": "/retry         answer the last question again; sampled answers have another seed",
+    "/retry": "/retry         answer the last question again; sampled answers use a different seed",
     "/save": "/save FILE     append the conversation to a .jsonl file that `neft train` reads",
     "/reset": "/reset         begin a new conversation with the same system turn",
     "/help": "/help          show this list",

@@ -36,12 +36,12 @@ from neftcli.events import (
     RowsSource,
     StopReason,
 )
+from neftcli.inference.reasoning import add_opening_marker, begins_with_reasoning
 from neftcli.inference.setup import MODEL_OPTIONS, check_targets, resolve_answering_target
 from neftcli.rows.example import Example, Turn
 from neftcli.runs.directory import format_json_line
 from neftcli.runs.schemas import RecordedCount, parse_json
 from neftcli.system.files import atomic_write, read_json_object, remove, require_no_link
-from neftcli.system.hub import UNREACHABLE, go_offline_if_unreachable
 from neftcli.system.libraries import capture_library_output, prepare_libraries
 from neftcli.system.locks import acquire_lock
 from neftcli.system.paths import expand_home
@@ -52,14 +52,13 @@ if TYPE_CHECKING:
     from neftcli.evaluation.generation import Answer
     from neftcli.evaluation.targets import EvalTarget
     from neftcli.recipe.yaml_file import Layer
-    from neftcli.system.device import ComputeConfig
 
 ROW_OPTIONS = (*MODEL_OPTIONS, "data.config", "data.columns", "data.sample_by", "data.streaming")
 """Recipe options that `neft answer` uses."""
 PARTIAL, SETTINGS, LOCK = ".partial", ".settings.json", ".lock"
 """Endings of the files next to the answers."""
 MAX_CHANGES = 5
-MAX_PROMPT_SHOWN = 40
+MAX_SETTING_SHOWN = 40
 """Maximum characters of a setting in a message."""
 
 
@@ -106,7 +105,7 @@ def answer_rows(request: AnswerRequest, observer: Observer) -> AnswersWritten:
     prepare_libraries()
     files = AnswerFiles(expand_home(str(request.out)), request.dataset)
     target = resolve_answering_target(request.target, request.overrides, ROW_OPTIONS)
-    check_targets([target], observer)
+    check_targets([target], observer, reads_hub=is_hub_id(request.dataset))
     typed = [path for layer in request.overrides for path in layer if path.startswith("data.")]
     rows = _read_rows(request, target, typed, observer)
     observer.notify(Phase(PhaseId.LOADING_LIBRARIES))
@@ -171,25 +170,26 @@ class AnswerFiles:
         Raises:
             InputError: The file holds other answers, or was not written by `neft answer`.
         """
+        existing = [file for file in (self.out, self.partial, self.settings) if file.exists()]
         before = read_json_object(self.settings)
+        if existing and before.keys() != settings.keys():
+            message = f"{existing[0]}: this file was not written by neft answer"
+            got = f"{self.settings.name} {'holds something else' if self.settings.exists() else 'is missing'}"
+            raise InputError(Problem(message, got, "--out FILE    for a new file"))
         if not self.out.exists() and not self.partial.exists():
             atomic_write(self.settings, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
             return {}
-        hint = f"--out FILE for a new file, or rm {shlex.quote(str(self.out))}*    to start again"
-        if not before:
-            message = f"{self.out}: this file was not written by neft answer"
-            raise InputError(Problem(message, f"{self.settings.name} is missing", hint))
         if changes := _find_changes(before, settings):
             message = f"{self.out} holds answers of another model, to other rows or with other settings"
-            raise InputError(Problem(message, "; ".join(changes[:MAX_CHANGES]), hint))
+            raise InputError(Problem(message, "; ".join(changes[:MAX_CHANGES]), self._hint_to_start_again()))
         total = settings["rows"]["rows"]
-        if not self.out.exists():
-            return self._read_partial(total)
-        answers = self._read_finished()
-        if len(answers) != total:
-            message = f"{self.out} was changed: a line for each row is expected"
-            raise InputError(Problem(message, f"{len(answers)} of {total}", hint))
-        return answers
+        return self._read_finished(total) if self.out.exists() else self._read_partial(total)
+
+    def _hint_to_start_again(self) -> str:
+        """Return a hint that names neft's own files, as far as they exist."""
+        own = (self.out, self.settings, self.partial)
+        names = " ".join(shlex.quote(str(file)) for file in own if file.exists())
+        return f"--out FILE for a new file, or rm {names}    to start again"
 
     def _read_partial(self, total: int) -> dict[int, Answer]:
         """Return the answers of a stopped command; damaged lines are ignored, and their rows answered again."""
@@ -203,33 +203,56 @@ class AnswerFiles:
                     answers[index] = parse_json(line, Answer)
         return answers
 
-    def _read_finished(self) -> dict[int, Answer]:
+    def _read_finished(self, total: int) -> dict[int, Answer]:
+        """Return the answers of a finished command.
+
+        Raises:
+            InputError: The file was changed so that it is not an answer to each row any more.
+        """
         from neftcli.evaluation.generation import Answer
 
         answers: dict[int, Answer] = {}
-        for line in self.out.read_bytes().splitlines():
-            with suppress(ValueError):
+        lines = self.out.read_bytes().splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
                 written = parse_json(line, AnswerLine)
-                truncated = written["stop"] == StopReason.MAX_NEW_TOKENS
-                answers[written["index"]] = Answer(written["completion"], written["tokens"], truncated)
+            except ValueError as error:
+                raise self._changed(number, first_line(error)) from None
+            index = written["index"]
+            if index >= total or index in answers:
+                reason = "a second time" if index in answers else f"for {count_noun(total, 'row')}"
+                raise self._changed(number, f"index {index} {reason}")
+            truncated = written["stop"] == StopReason.MAX_NEW_TOKENS
+            answers[index] = Answer(written["completion"], written["tokens"], truncated)
+        if len(answers) < total:
+            raise self._changed(len(lines), f"the file ends after {len(answers)} of {count_noun(total, 'row')}")
         return answers
+
+    def _changed(self, line: int, got: str) -> InputError:
+        message = f"{self.out}, line {line}: this file was changed: a line for each row is expected"
+        return InputError(Problem(message, got, self._hint_to_start_again()))
+
+    def describe_kept(self) -> str:
+        """Return which answers are on disk."""
+        if self.out.exists():
+            return f"all answers are in {self.out}"
+        if self.partial.exists():
+            return f"answers so far are kept in {self.partial}"
+        return "there are no answers yet"
 
     def append(self, answers: Mapping[int, Answer]) -> None:
         """Append answers; they are on disk when this returns."""
         append_lines(self.partial, ({"index": index, **asdict(answer)} for index, answer in answers.items()))
 
     def finish(self, lines: Iterator[str]) -> None:
-        """Write the file of answers, and remove the partial one."""
-        atomic_write(self.out, "".join(lines))
+        """Write the file of answers unless it is there, and remove the partial one."""
+        if not self.out.exists():
+            atomic_write(self.out, "".join(lines))
         remove(self.partial)
 
 
 def _read_rows(request: AnswerRequest, target: EvalTarget, typed: Sequence[str], observer: Observer) -> EvalExamples:
     """Read the rows, with or without answers, in their order."""
-    if is_hub_id(request.dataset):
-        reason = go_offline_if_unreachable()
-        if reason:
-            observer.notify(Notice(UNREACHABLE.format(reason)))
     observer.notify(Phase(PhaseId.READING_DATA))
     rows = read_eval_examples(eval_data(target.recipe.data, request.dataset, request.split, typed))
     examples = rows.examples[: request.max_rows] if request.max_rows else rows.examples
@@ -262,7 +285,8 @@ def _answer(
     started: float,
 ) -> AnswersWritten:
     """Generate the answers that are missing, and write the file."""
-    from neftcli.evaluation.measurement import effective_settings, model_identity
+    from neftcli.evaluation.generation import iter_answers
+    from neftcli.evaluation.measurement import ProgressReporter, effective_settings, model_identity
     from neftcli.models.limits import embedding_size, max_prompt_length, require_embeddings
     from neftcli.models.loading import load_config
 
@@ -288,13 +312,27 @@ def _answer(
         if too_long:
             lost = count_noun(too_long, "prompt lost its beginning", "prompts lost their beginning")
             observer.notify(Notice(f"{lost}: the model has room for {limit} tokens"))
-        generator = _Generator(target, chat, compute, limit, seed, observer)
-        for batch in generator.generate(prompts, frozenset(answers)):
+        observer.notify(Phase(PhaseId.LOADING_MODEL, target.name))
+        model = target.load(compute)
+        progress = ProgressReporter(PhaseId.GENERATING_ANSWERS, target.name, earlier, len(prompts), observer)
+        batches = iter_answers(
+            model,
+            chat,
+            prompts,
+            generation,
+            compute.autocast(),
+            limit,
+            known=frozenset(answers),
+            seed=seed,
+            observer=observer,
+        )
+        for batch in batches:
             new = {index: answer for index, answer in batch if index not in answers}
             files.append(new)
             answers |= new
-            generator.report(len(answers), new)
-    files.finish(_lines(rows, answers))
+            if new:
+                progress.add(len(answers), sum(answer.tokens for answer in new.values()))
+    files.finish(_lines(chat, rows, answers))
     return AnswersWritten(
         target.column(),
         str(files.out),
@@ -306,54 +344,13 @@ def _answer(
     )
 
 
-class _Generator:
-    """Loads the model and generates answers, with progress."""
-
-    def __init__(
-        self,
-        target: EvalTarget,
-        chat: ChatFormat,
-        compute: ComputeConfig,
-        limit: int | None,
-        seed: int,
-        observer: Observer,
-    ) -> None:
-        self._target, self._chat, self._compute, self._limit = target, chat, compute, limit
-        self._seed, self._observer = seed, observer
-
-    def generate(self, prompts: Sequence[Sequence[int]], known: frozenset[int]) -> Iterator[list[tuple[int, Answer]]]:
-        """Yield the answers batch by batch, as an evaluation generates them."""
-        from neftcli.evaluation.generation import iter_answers
-        from neftcli.evaluation.measurement import ProgressReporter
-
-        target, observer = self._target, self._observer
-        observer.notify(Phase(PhaseId.LOADING_MODEL, target.name))
-        model = target.load(self._compute)
-        self._progress = ProgressReporter(PhaseId.GENERATING_ANSWERS, target.name, len(known), len(prompts), observer)
-        yield from iter_answers(
-            model,
-            self._chat,
-            prompts,
-            target.recipe.evaluation.generation,
-            self._compute.autocast(),
-            self._limit,
-            known=known,
-            seed=self._seed,
-            observer=observer,
-        )
-
-    def report(self, done: int, new: Mapping[int, Answer]) -> None:
-        """Report progress after a batch."""
-        if new:
-            self._progress.add(done, sum(answer.tokens for answer in new.values()))
-
-
-def _lines(rows: EvalExamples, answers: Mapping[int, Answer]) -> Iterator[str]:
+def _lines(chat: ChatFormat, rows: EvalExamples, answers: Mapping[int, Answer]) -> Iterator[str]:
     """Yield a line for each row, in order."""
     for index, example in enumerate(rows.examples):
         answer = answers[index]
         stop = StopReason.MAX_NEW_TOKENS if answer.truncated else StopReason.STOP_TOKEN
-        written = {"completion": answer.text, "stop": stop, "tokens": answer.tokens}
+        text = add_opening_marker(answer.text) if begins_with_reasoning(chat, example) else answer.text
+        written = {"completion": text, "stop": stop, "tokens": answer.tokens}
         yield format_json_line({"index": index, **_describe_row(example), **written})
 
 
@@ -407,29 +404,28 @@ def _find_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
 
 def _shorten(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= MAX_PROMPT_SHOWN else f"{text[:MAX_PROMPT_SHOWN]}..."
+    return text if len(text) <= MAX_SETTING_SHOWN else f"{text[:MAX_SETTING_SHOWN]}..."
 
 
 @contextmanager
 def _explain_errors(files: AnswerFiles) -> Iterator[None]:
     """Turn errors that end the command early into messages that say which answers are kept."""
-    kept = f"answers so far are kept in {files.partial}"
     try:
         yield
     except KeyboardInterrupt:
-        raise Preempted(Problem(f"stopped; {kept}", hint="the same command resumes")) from None
+        raise Preempted(Problem(f"stopped; {files.describe_kept()}", hint="the same command resumes")) from None
     except NeftError:
         raise
     except OSError as error:
         got = str(error.strerror or error)
         got += f": {error.filename}" if error.filename else ""
         hint = "free disk space, or fix the file's permissions, then run the same command again"
-        raise NeftError(Problem(f"a file can't be read or written; {kept}", got, hint)) from error
+        raise NeftError(Problem(f"a file can't be read or written; {files.describe_kept()}", got, hint)) from error
     except Exception as error:
         from neftcli.system.device import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
-        message = f"out of memory while loading the model, or with a single row; {kept}"
+        message = f"out of memory while loading the model, or with a single row; {files.describe_kept()}"
         hint = "--max-new-tokens 64, shorter rows, or a machine with more memory"
         raise NeftError(Problem(message, first_line(error), hint, code=OUT_OF_MEMORY)) from error

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.data.tokenizer import THINK
 from neftcli.errors import OUT_OF_MEMORY, InputError, NeftError, Problem, first_line
 from neftcli.events import (
     AnswerFinished,
@@ -26,13 +25,14 @@ from neftcli.events import (
     StopReason,
 )
 from neftcli.inference.conversation import LOCATION, Conversation, append_rows
+from neftcli.inference.reasoning import add_opening_marker
 from neftcli.inference.setup import (
     TEXT,
     check_targets,
     is_plain_text,
     require_original_weights,
     resolve_answering_target,
-    resolve_opponent,
+    resolve_second_model,
 )
 from neftcli.inference.text_stream import ReasoningSplitter, TextStream
 from neftcli.system.libraries import capture_library_output, prepare_libraries
@@ -65,13 +65,13 @@ class ChatRequest:
 
 
 @dataclass
-class Speaker:
+class LoadedModel:
     """A loaded model with its side of the conversation.
 
     Attributes:
         target: The run or model.
         chat: Its tokenizer with its chat template.
-        model: The model; that of a run with an adapter also speaks for its base model.
+        model: The model; a run with an adapter shares it with its base model.
         uses_adapter: The adapter is switched on.
         vocabulary: Number of tokens that it has embeddings for; None if unknown.
         conversation: The turns so far.
@@ -101,7 +101,7 @@ def open_chat(request: ChatRequest, observer: Observer) -> Iterator[Chat]:
     main = resolve_answering_target(request.target, request.overrides)
     targets = [main]
     if request.against is not None:
-        targets.append(resolve_opponent(request.against, main, request.overrides))
+        targets.append(resolve_second_model(request.against, main, request.overrides))
     check_targets(targets, observer)
     observer.notify(Phase(PhaseId.LOADING_LIBRARIES))
     with capture_library_output(Path(os.devnull)):
@@ -112,24 +112,24 @@ def _load_chat(request: ChatRequest, targets: Sequence[EvalTarget], observer: Ob
     main = targets[0]
     compute = main.compute_config()
     generation = main.recipe.evaluation.generation
-    speakers = []
+    models = []
     for target in targets:
         is_text = is_plain_text(main if target.role == "base" else target)
-        speakers.append(_prepare_speaker(target, generation, compute, observer, plain_text=is_text))
+        models.append(_prepare_model(target, generation, compute, observer, plain_text=is_text))
     with _explain_errors("a smaller model, one model at a time, or a machine with more memory"):
-        for speaker in speakers:
-            if speaker.target.role == "base" and main.has_adapter():
-                speaker.model, speaker.uses_adapter = speakers[0].model, False
+        for loaded in models:
+            if loaded.target.role == "base" and main.has_adapter():
+                loaded.model, loaded.uses_adapter = models[0].model, False
                 continue
-            observer.notify(Phase(PhaseId.LOADING_MODEL, speaker.target.name))
-            speaker.model = speaker.target.load(compute)
+            observer.notify(Phase(PhaseId.LOADING_MODEL, loaded.target.name))
+            loaded.model = loaded.target.load(compute)
     seed = main.recipe.training.seed if request.seed is None else request.seed
-    return Chat(speakers, generation, compute, seed, observer)
+    return Chat(models, generation, compute, seed, observer)
 
 
-def _prepare_speaker(
+def _prepare_model(
     target: EvalTarget, generation: Generation, compute: ComputeConfig, observer: Observer, *, plain_text: bool
-) -> Speaker:
+) -> LoadedModel:
     """Load everything of a model but its weights."""
     from neftcli.models.limits import embedding_size, max_prompt_length
     from neftcli.models.loading import load_config
@@ -144,14 +144,14 @@ def _prepare_speaker(
     if system and not plain_text:
         conversation.validate_system(system)
         conversation.system = system
-    return Speaker(target, chat, None, True, embedding_size(config), conversation)
+    return LoadedModel(target, chat, None, True, embedding_size(config), conversation)
 
 
 class Chat:
     """A chat with one model or two, which answer the same questions one after the other.
 
     Args:
-        speakers: The models, the main one first.
+        models: The models, the main one first.
         generation: Settings of their answers.
         compute: Device and precision.
         seed: Seed of sampled answers; `retry` adds 1 to it each time.
@@ -164,13 +164,13 @@ class Chat:
 
     def __init__(
         self,
-        speakers: Sequence[Speaker],
+        models: Sequence[LoadedModel],
         generation: Generation,
         compute: ComputeConfig,
         seed: int,
         observer: Observer,
     ) -> None:
-        self.speakers, self.observer = speakers, observer
+        self.models, self.observer = models, observer
         self.is_answering = self.is_stopping = False
         self._generation, self._compute, self._seed = generation, compute, seed
         self._question = ""
@@ -184,16 +184,16 @@ class Chat:
         from neftcli.models.limits import max_sequence_length
         from neftcli.models.loading import load_config
 
-        models = []
-        for speaker in self.speakers:
-            target, conversation = speaker.target, speaker.conversation
-            template = "" if conversation.plain_text else speaker.chat.template or ChatModel.SAVED
+        described = []
+        for loaded in self.models:
+            target, conversation = loaded.target, loaded.conversation
+            template = "" if conversation.plain_text else loaded.chat.template or ChatModel.SAVED
             context = max_sequence_length(load_config(target.reference, target.recipe.model.trust_remote_code))
             model = ChatModel(target.column(), template, conversation.plain_text, conversation.system, context)
-            models.append(model)
+            described.append(model)
         generation = self._generation
         return ChatStarted(
-            tuple(models),
+            tuple(described),
             generation.max_new_tokens,
             generation.repetition_penalty,
             generation.do_sample,
@@ -213,15 +213,15 @@ class Chat:
         return self._ask(question)
 
     def retry(self) -> list[AnswerFinished]:
-        """Let every model answer the last question again; sampled answers have another seed.
+        """Let every model answer the last question again; sampled answers use a different seed.
 
         Raises:
             InputError: There is no question yet.
         """
         if not self._question:
             raise InputError(Problem("there is no question to answer again"))
-        for speaker, exchanges in zip(self.speakers, self._exchanges_before, strict=True):
-            speaker.conversation.truncate(exchanges)
+        for loaded, exchanges in zip(self.models, self._exchanges_before, strict=True):
+            loaded.conversation.truncate(exchanges)
         self._retries += 1
         before, answers = self._answers, self._ask(self._question)
         if not self._generation.do_sample and [a.answer for a in answers] == [a.answer for a in before]:
@@ -232,8 +232,8 @@ class Chat:
     def reset(self) -> None:
         """Forget the turns, but not the system turn."""
         self._question = ""
-        for speaker in self.speakers:
-            speaker.conversation.clear()
+        for loaded in self.models:
+            loaded.conversation.clear()
 
     def set_system(self, text: str) -> None:
         """Set the system turn of the conversation; an empty text removes it.
@@ -241,14 +241,14 @@ class Chat:
         Raises:
             InputError: A model continues plain text, or its template renders no system turn.
         """
-        for speaker in self.speakers:
-            if speaker.conversation.plain_text:
-                message = f"{speaker.target.name} continues plain text, which has no system turn"
+        for loaded in self.models:
+            if loaded.conversation.plain_text:
+                message = f"{loaded.target.name} continues plain text, which has no system turn"
                 raise InputError(Problem(message))
             if text:
-                speaker.conversation.validate_system(text)
-        for speaker in self.speakers:
-            speaker.conversation.system = text
+                loaded.conversation.validate_system(text)
+        for loaded in self.models:
+            loaded.conversation.system = text
 
     def save(self, name: str) -> tuple[Path, int]:
         """Append the main model's conversation to a .jsonl file that `neft train` reads.
@@ -259,8 +259,8 @@ class Chat:
         Raises:
             InputError: There is nothing to save, or the file can't be written.
         """
-        exchanges = self.speakers[0].conversation.exchanges
-        rows = self.speakers[0].conversation.rows()
+        exchanges = self.models[0].conversation.exchanges
+        rows = self.models[0].conversation.rows()
         if not rows:
             raise InputError(Problem("there is no answer to save yet"))
         return append_rows(name, rows), sum(exchange in self._incomplete for exchange in exchanges)
@@ -271,35 +271,35 @@ class Chat:
 
     def _ask(self, question: str) -> list[AnswerFinished]:
         prompts = []
-        for speaker in self.speakers:
-            conversation, before = speaker.conversation, speaker.conversation.dropped
+        for loaded in self.models:
+            conversation, before = loaded.conversation, loaded.conversation.dropped
             prompts.append(conversation.tokenize(question))
-            self._require_embeddings(speaker, prompts[-1])
+            self._require_embeddings(loaded, prompts[-1])
             if conversation.dropped > before:
                 turns = count_noun(2 * conversation.dropped, "oldest turn is", "oldest turns are")
-                limit = f"the conversation exceeds the context of {speaker.target.name}"
+                limit = f"the conversation exceeds the context of {loaded.target.name}"
                 self.observer.notify(Notice(f"{limit}: its {turns} left out from now on"))
         self._question = question
-        self._exchanges_before = [len(speaker.conversation.exchanges) for speaker in self.speakers]
+        self._exchanges_before = [len(loaded.conversation.exchanges) for loaded in self.models]
         self._answers = [self._answer(index, prompt) for index, prompt in enumerate(prompts)]
         return self._answers
 
-    def _require_embeddings(self, speaker: Speaker, prompt: list[int]) -> None:
+    def _require_embeddings(self, loaded: LoadedModel, prompt: list[int]) -> None:
         from neftcli.models.limits import require_embeddings
 
-        require_embeddings([(LOCATION, prompt)], speaker.chat.tokenizer, speaker.vocabulary)
+        require_embeddings([(LOCATION, prompt)], loaded.chat.tokenizer, loaded.vocabulary)
 
     def _answer(self, index: int, prompt: list[int]) -> AnswerFinished:
         """Generate the answer of one model, and add it to its conversation."""
-        speaker, question = self.speakers[index], self._question
-        conversation, name = speaker.conversation, speaker.target.name
+        loaded, question = self.models[index], self._question
+        conversation, name = loaded.conversation, loaded.target.name
         begins_with_reasoning = conversation.begins_with_reasoning(question)
         started = time.perf_counter()
         self.observer.notify(AnswerStarted(index, name, question))
-        receiver = _Receiver(speaker.chat, begins_with_reasoning, lambda: self.is_stopping, self._notify_text(index))
+        receiver = _Receiver(loaded.chat, begins_with_reasoning, lambda: self.is_stopping, self._notify_text(index))
         self.is_answering, self.is_stopping = True, False
         try:
-            answer = self._generate(speaker, prompt, receiver)
+            answer = self._generate(loaded, prompt, receiver)
         finally:
             was_stopped, self.is_answering, self.is_stopping = receiver.was_stopped, False, False
         receiver.finish(answer.text)
@@ -311,8 +311,8 @@ class Chat:
         kept = answer.text
         if conversation.plain_text:
             kept = receiver.continuation(prompt)
-        elif begins_with_reasoning and kept:
-            kept = f"{THINK}\n{kept}"
+        elif begins_with_reasoning:
+            kept = add_opening_marker(kept)
         conversation.add(question, kept)
         if stop != StopReason.STOP_TOKEN:
             self._incomplete.add((question, kept))
@@ -330,16 +330,16 @@ class Chat:
         self.observer.notify(finished)
         return finished
 
-    def _generate(self, speaker: Speaker, prompt: list[int], receiver: _Receiver) -> Answer:
+    def _generate(self, loaded: LoadedModel, prompt: list[int], receiver: _Receiver) -> Answer:
         from neftcli.evaluation.generation import stream_answer
 
         autocast, seed = self._compute.autocast(), self._seed + self._retries
         with (
             _explain_errors("/reset begins a shorter conversation; --max-new-tokens limits the answers"),
-            speaker.adapter_mode(),
+            loaded.adapter_mode(),
         ):
             return stream_answer(
-                speaker.model, speaker.chat, prompt, self._generation, receiver.receive, autocast, seed=seed
+                loaded.model, loaded.chat, prompt, self._generation, receiver.receive, autocast, seed=seed
             )
 
     def _notify_text(self, index: int) -> Callable[[str, bool], None]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.data.tokenizer import THINK
 from neftcli.data.tokens import render_prompt, tokenize_beginning, tokenize_prompt
 from neftcli.errors import InputError, Problem
+from neftcli.inference.reasoning import begins_with_reasoning
 from neftcli.rows.example import Example, Turn
 from neftcli.runs.directory import format_json_line
 from neftcli.system.files import open_without_links, require_no_link
@@ -79,7 +79,7 @@ class Conversation:
         """Return whether the prompt ends with <think>, so that the answer begins with reasoning."""
         if self.plain_text:
             return False
-        return render_prompt(self.chat, self._example(question, self.dropped)).rstrip().endswith(THINK)
+        return begins_with_reasoning(self.chat, self._example(question, self.dropped))
 
     def validate_system(self, system: str) -> None:
         """Check that the template renders a system turn.

@@ -37,7 +37,7 @@ def resolve_answering_target(
     return apply_typed_trust(resolve_target(name, "run", overrides, used), overrides)
 
 
-def resolve_opponent(name: str, main: EvalTarget, overrides: Sequence[Layer]) -> EvalTarget:
+def resolve_second_model(name: str, main: EvalTarget, overrides: Sequence[Layer]) -> EvalTarget:
     """Resolve the model that a run is compared with: "base" for its base model, or another run or model.
 
     Raises:
@@ -53,20 +53,25 @@ def resolve_opponent(name: str, main: EvalTarget, overrides: Sequence[Layer]) ->
         {path: setting for path, setting in layer.items() if path.startswith(("evaluation.", "data."))}
         for layer in overrides
     ]
-    opponent = apply_typed_trust(resolve_target(name, "baseline", shared, MODEL_OPTIONS), overrides)
-    ours, theirs = (target.run.path.resolve() if target.run else target.reference for target in (main, opponent))
+    second = apply_typed_trust(resolve_target(name, "baseline", shared, MODEL_OPTIONS), overrides)
+    ours, theirs = (target.run.path.resolve() if target.run else target.reference for target in (main, second))
     if ours == theirs:
         raise InputError(Problem("a model can't be compared with itself", f"--against {name}", f"--against {BASE}"))
-    return opponent
+    return second
 
 
-def check_targets(targets: Sequence[EvalTarget], observer: Observer) -> None:
-    """Check the models before anything is loaded.
+def check_targets(targets: Sequence[EvalTarget], observer: Observer, *, reads_hub: bool = False) -> None:
+    """Check the models before anything is loaded; without the hub, switch to the local cache with a notice.
+
+    Args:
+        targets: The models.
+        observer: Receives the notice.
+        reads_hub: Something other than the models is read from the hub.
 
     Raises:
         InputError: A model can't be used.
     """
-    if any(target.reference.kind == "hub" for target in targets):
+    if reads_hub or any(target.reference.kind == "hub" for target in targets):
         reason = go_offline_if_unreachable()
         if reason:
             observer.notify(Notice(UNREACHABLE.format(reason)))
