@@ -214,10 +214,12 @@ class AnswerFiles:
         answers: dict[int, Answer] = {}
         lines = self.out.read_bytes().splitlines()
         for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
                 written = parse_json(line, AnswerLine)
-            except ValueError as error:
-                raise self._changed(number, first_line(error)) from None
+            except ValueError:
+                raise self._changed(number, "no JSON object with index, completion, stop and tokens") from None
             index = written["index"]
             if index >= total or index in answers:
                 reason = "a second time" if index in answers else f"for {count_noun(total, 'row')}"

@@ -36,6 +36,8 @@ class TextStream:
         self._ids.append(token)
         if BYTE_TOKEN.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token))):
             return ""  # if a run of such tokens is not UTF-8, its decoder replaces all of it
+        if not self._decode([token]):
+            return ""  # a special token: such a run continues after it
         known = self._decode(self._ids[self._previous : self._start])
         text = self._decode(self._ids[self._previous :])
         if text == known or not text.startswith(known) or text.endswith(UNKNOWN):

@@ -217,12 +217,12 @@ def test_answer_finished_command_changes_nothing(
         assert out.read_bytes() == before
         return result
 
-    assert again({**rows[0], "completion": "Edited."}, *rows[1:]).code == 0
+    assert again({**rows[0], "completion": "Edited."}, *rows[1:], "").code == 0
     for edited, got in (
         ((*rows[:2], {**rows[2], "index": 9}, *rows[3:]), "line 3: this file was changed: .*index 9 for 5 rows"),
         ((*rows[:4], rows[3]), "line 5: this file was changed: .*index 3 a second time"),
         (rows[:4], "line 4: this file was changed: .*the file ends after 4 of 5 rows"),
-        ((rows[0], "no JSON", *rows[2:]), "line 2: this file was changed"),
+        ((rows[0], "no JSON", *rows[2:]), "line 2: this file was changed: .*no JSON object with"),
     ):
         result = again(*edited)
         assert result.code == 2
