@@ -3,19 +3,26 @@
 A class here starts the tracker's run first; transformers' callback then finds it and uses it. Files go to the folder
 `trackers/` of the run or, for a sweep's cells, of the sweep, unless the tracker's own environment variable names a
 different place. Keys are read by the trackers themselves.
+
+Trackers keep settings in the process: environment variables, and constants of their modules. What a run changes is
+restored when it ends, so that the next run of the process finds only the user's settings.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from neftcli.errors import InputError, Problem
+from neftcli.events import Evaluated, StepLogged
 from neftcli.system.network import redact_password
 
 PROJECT = "neft"
@@ -24,11 +31,12 @@ RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Ids of trackers' runs that are read from a record, which somebody else may have changed."""
 LOSS, HELD_OUT_LOSS = "loss", "eval_held_out_loss"
 """Names under which transformers' callbacks get the loss of a log row and that of an evaluation."""
-LOG_ROWS, EVALUATIONS = "training.step", "training.evaluated"
-"""Kinds of reported rows, as in `metrics.jsonl`."""
 FINISH_SECONDS = 60
 """Seconds that a tracker may take to send its last rows; the rest stays on the disk."""
-WANDB_HEADER, WANDB_BLOCK = 7, 2**15
+WANDB_FILE_HEADER = 7
+"""Bytes of wandb's own at the start of a `.wandb` file."""
+FRAGMENT_HEADER, BLOCK = 7, 2**15
+"""Sizes of LevelDB's log format, in bytes."""
 MLFLOW_BATCH = 100
 MLFLOW_LONGEST = 500
 
@@ -72,6 +80,8 @@ class Backend:
         self.run = run
         self.id = run.id if run.id and RUN_ID.fullmatch(run.id) else None
         self.location = ""
+        self._is_ended = False
+        self._settings = ExitStack()  # restores what this run changes in the process
 
     def start(self) -> Any:
         """Start or resume the tracker's run, and return transformers' callback for it."""
@@ -88,11 +98,33 @@ class Backend:
         return None
 
     def finish(self, status: str) -> None:
-        """End the tracker's run with the status of run.json; called after the callback's `on_train_end`."""
+        """End the tracker's run, if it was started, with the status of run.json, and restore the process's settings.
+
+        It is called after the callback's `on_train_end`, or after a failure at any place. Only the first call counts.
+        """
+        if not self._is_ended:
+            self._is_ended = True
+            with self._settings:
+                self.end_run(status)
+
+    def end_run(self, status: str) -> None:
+        """End the tracker's run; called by `finish`."""
+
+    def set_variable(self, name: str, value: str | None) -> None:
+        """Set an environment variable, or remove it, until the run ends."""
+        self._settings.callback(_set_variable, name, os.environ.get(name))
+        _set_variable(name, value)
+
+    def set_default(self, name: str, value: str) -> None:
+        """Set an environment variable that the user has not set, until the run ends."""
+        if name not in os.environ:
+            self.set_variable(name, value)
 
 
 class TensorBoard(Backend):
     """Event files. Rows of steps that are repeated after a kill replace the earlier ones."""
+
+    _writer: Any = None
 
     def start(self) -> Any:
         """Open the event file; what was reported after the checkpoint is purged."""
@@ -105,7 +137,7 @@ class TensorBoard(Backend):
             folder = Path(parent).expanduser() / self.run.name
         elif self.run.group:
             folder /= self.run.name
-        self.location, self.view = str(folder), f"tensorboard --logdir {folder}"
+        self.location, self.view = str(folder), f"tensorboard --logdir {shlex.quote(str(folder))}"
         purged = (self.run.step + 1 if self.run.step else 0) if self.run.resumes else None
         self._writer = SummaryWriter(log_dir=str(folder), purge_step=purged)
         return TensorBoardCallback(self._writer)
@@ -123,13 +155,17 @@ class TensorBoard(Backend):
         """Return no step: what is reported again replaces what was purged."""
         return {}
 
-    def finish(self, status: str) -> None:
+    def end_run(self, status: str) -> None:
         """Close the event file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class Wandb(Backend):
     """Weights & Biases, online or, with WANDB_MODE=offline, in files that `wandb sync` uploads."""
+
+    _run: Any = None
+    _is_foreign = False
 
     def start(self) -> Any:
         """Start or resume the run; a run that the calling program has started is used and stays open."""
@@ -143,7 +179,7 @@ class Wandb(Backend):
             of_environment = None if self.run.group else os.environ.get("WANDB_RUN_ID")
             # Without links, since neft writes into no folder with links. The console is neft's.
             settings = wandb.Settings(console="off", silent=True, symlink=False, finish_timeout=FINISH_SECONDS)
-            wandb.init(
+            self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT") or PROJECT,
                 name=(None if self.run.group else os.environ.get("WANDB_NAME")) or self.run.name,
                 group=os.environ.get("WANDB_RUN_GROUP") or self.run.group,
@@ -152,11 +188,14 @@ class Wandb(Backend):
                 dir=folder,
                 settings=settings,
             )
-            _remove_links(Path(folder))
-        self._run = wandb.run
+        else:
+            self._run = wandb.run
+        files = Path(self._run.dir).parent
+        if not self._is_foreign:
+            _remove_links(files)
         self.id, url = self._run.id, self._run.url
-        self.location = url or str(Path(self._run.dir).parent)
-        self.view = "" if url else f"wandb sync {Path(self._run.dir).parent}"
+        self.location = url or str(files)
+        self.view = "" if url else f"wandb sync {shlex.quote(str(files))}"
         return WandbCallback()
 
     def add_settings(self, settings: Mapping[str, Any], recipe: str) -> None:
@@ -176,11 +215,11 @@ class Wandb(Backend):
             return _offline_steps(Path(self._run.dir).parent.parent, self._run.id)
         step = self._run.summary.get("train/global_step")
         # The evaluation of the last step may be missing.
-        return {} if step is None else {LOG_ROWS: int(step), EVALUATIONS: int(step) - 1}
+        return {} if step is None else {StepLogged.id: int(step), Evaluated.id: int(step) - 1}
 
-    def finish(self, status: str) -> None:
+    def end_run(self, status: str) -> None:
         """End the run: finished, preempted or failed."""
-        if self._is_foreign:
+        if self._run is None or self._is_foreign:
             return
         if status == "preempted":
             self._run.mark_preempting()
@@ -191,6 +230,7 @@ class MLflow(Backend):
     """A tracking server, a database, or by default a file store in the folder `trackers/`."""
 
     STATUSES: ClassVar[Mapping[str, str]] = {"finished": "FINISHED", "failed": "FAILED"}
+    _is_started = False
 
     def start(self) -> Any:
         """Start or resume the run in the experiment of the sweep, or of the environment, or `neft`."""
@@ -205,22 +245,23 @@ class MLflow(Backend):
             uri = store.as_uri()
         is_local = uri.startswith("file:") or "://" not in uri
         if is_local:
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions refuse them otherwise
+            self.set_default("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions refuse them otherwise
         # A server that can't be reached does not hold up a run for minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        self.set_default("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        self.set_default("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        self._keep_destination()
         mlflow.set_tracking_uri(uri)
         self.location = redact_password(uri)
-        self.view = f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {uri}" if is_local else ""
+        self.view = f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {shlex.quote(uri)}" if is_local else ""
         self._set_experiment(self.run.group or os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT)
-        # The callback would start a second run by these.
+        # The callback would start a second run by these. The id is for one run, as in MLflow, so it is not restored.
         of_environment = os.environ.pop("MLFLOW_RUN_ID", None)
-        os.environ.pop("MLFLOW_NESTED_RUN", None)
+        self.set_variable("MLFLOW_NESTED_RUN", None)
         wanted = self.id or (None if self.run.group else of_environment)
         resumed = wanted is not None and self._resume(wanted)
         if not resumed:
             mlflow.start_run(run_name=self.run.name, tags={"neft.group": self.run.group or ""})
-        self._is_new = not resumed
+        self._is_started, self._is_new = True, not resumed
         self.id = mlflow.active_run().info.run_id
 
         class Callback(MLflowCallback):  # type: ignore[misc]
@@ -241,6 +282,17 @@ class MLflow(Backend):
                     self._async_log = False
 
         return Callback()
+
+    def _keep_destination(self) -> None:
+        """Restore MLflow's store and experiment when the run ends: its modules and the environment have both."""
+        from mlflow.tracking import fluent
+
+        experiment = getattr(fluent, "_active_experiment_id", None)
+        uri = self._mlflow.get_tracking_uri() if self._mlflow.is_tracking_uri_set() else None
+        for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI"):
+            self._settings.callback(_set_variable, name, os.environ.get(name))
+        self._settings.callback(setattr, fluent, "_active_experiment_id", experiment)
+        self._settings.callback(self._mlflow.set_tracking_uri, uri)
 
     def _set_experiment(self, name: str) -> None:
         try:
@@ -274,29 +326,37 @@ class MLflow(Backend):
         """Return the last steps in the store."""
         client = self._mlflow.MlflowClient()
         reported = {}
-        for kind, name in ((LOG_ROWS, LOSS), (EVALUATIONS, HELD_OUT_LOSS)):
+        for kind, name in ((StepLogged.id, LOSS), (Evaluated.id, HELD_OUT_LOSS)):
             history = client.get_metric_history(self.id, name)
             if history:
                 reported[kind] = max(metric.step for metric in history)
         return reported
 
-    def finish(self, status: str) -> None:
+    def end_run(self, status: str) -> None:
         """Send what is queued, and end the run."""
-        self._mlflow.flush_async_logging()
-        self._mlflow.end_run(self.STATUSES.get(status, "KILLED"))
+        if not self._is_started:
+            return
+        try:
+            self._mlflow.flush_async_logging()
+        finally:
+            self._mlflow.end_run(self.STATUSES.get(status, "KILLED"))
 
 
 class Trackio(Backend):
     """Trackio: a local database, or a Space or server that its environment variables name."""
 
+    _started: Any = None
+
     def start(self) -> Any:
         """Start or resume the run in the project `neft`."""
-        if not os.environ.get("TRACKIO_DIR"):
-            os.environ["TRACKIO_DIR"] = str((self.run.store / "trackio").absolute())
         import trackio
         from transformers.integrations import TrackioCallback
 
         self._trackio = trackio
+        if trackio.context_vars.current_run.get() is not None:
+            trackio.finish()  # as trackio.init does, but while the folder is still that of the earlier run
+        if not os.environ.get("TRACKIO_DIR"):
+            self._use_folder((self.run.store / "trackio").absolute())
         self._started = trackio.init(
             project=PROJECT,
             name=self.run.name,
@@ -307,7 +367,7 @@ class Trackio(Backend):
         self.id = self._started.id
         folder = trackio.utils.TRACKIO_DIR
         self.location = str(folder)
-        self.view = f"TRACKIO_DIR={folder} trackio show --project {PROJECT}"
+        self.view = f"TRACKIO_DIR={shlex.quote(str(folder))} trackio show --project {PROJECT}"
 
         class Callback(TrackioCallback):  # type: ignore[misc]
             """transformers' callback on the run that was started, which has a group."""
@@ -321,6 +381,27 @@ class Trackio(Backend):
                 self._initialized = True
 
         return Callback()
+
+    def _use_folder(self, folder: Path) -> None:
+        """Make Trackio write to a folder until the run ends: it reads TRACKIO_DIR once, when it is imported.
+
+        Raises:
+            RuntimeError: This version of Trackio writes elsewhere.
+        """
+        from trackio.sqlite_storage import SQLiteStorage
+
+        self.set_variable("TRACKIO_DIR", str(folder))
+        folders = {"TRACKIO_DIR": folder, "MEDIA_DIR": folder / "media", "ARTIFACTS_DIR": folder / "artifacts"}
+        for module_name, module in list(sys.modules.items()):
+            if module_name.split(".")[0] != "trackio":
+                continue
+            for name, path in folders.items():
+                if isinstance(vars(module).get(name), Path):
+                    self._settings.callback(setattr, module, name, vars(module)[name])
+                    setattr(module, name, path)
+        database = SQLiteStorage.get_project_db_path(PROJECT)
+        if database.parent != folder:
+            raise RuntimeError(f"this version of Trackio writes to {database.parent}; set TRACKIO_DIR")
 
     def add_settings(self, settings: Mapping[str, Any], recipe: str) -> None:
         """Add the recipe to the config."""
@@ -339,29 +420,31 @@ class Trackio(Backend):
             return None
         rows = SQLiteStorage.get_logs(PROJECT, self.run.name, run_id=self.id)
         reported: dict[str, int] = {}
-        for kind, name in ((LOG_ROWS, "train/loss"), (EVALUATIONS, "eval/held_out_loss")):
+        for kind, name in ((StepLogged.id, "train/loss"), (Evaluated.id, "eval/held_out_loss")):
             steps = [int(row["train/global_step"]) for row in rows if name in row and "train/global_step" in row]
             if steps:
                 reported[kind] = max(steps)
         return reported
 
-    def finish(self, status: str) -> None:
-        """Do nothing: transformers' callback has ended the run."""
+    def end_run(self, status: str) -> None:
+        """End the run if transformers' callback has not ended it, because the training has not come that far."""
+        if self._started is not None and self._trackio.context_vars.current_run.get() is self._started:
+            self._trackio.finish()
 
 
 class Comet(Backend):
     """Comet, online or offline (COMET_START_ONLINE=0)."""
 
+    _callback: Any = None
+
     def start(self) -> Any:
         """Return transformers' callback, which starts or resumes the experiment."""
         from transformers.integrations import CometCallback
 
-        os.environ.setdefault("COMET_PROJECT_NAME", PROJECT)
-        os.environ.setdefault("COMET_OFFLINE_DIRECTORY", str((self.run.store / "comet").absolute()))
-        if self.id:
-            os.environ["COMET_EXPERIMENT_KEY"] = self.id
-        elif self.run.group:
-            os.environ.pop("COMET_EXPERIMENT_KEY", None)  # each cell has its own
+        self.set_default("COMET_PROJECT_NAME", PROJECT)
+        self.set_default("COMET_OFFLINE_DIRECTORY", str((self.run.store / "comet").absolute()))
+        if self.id or self.run.group:  # each cell has its own
+            self.set_variable("COMET_EXPERIMENT_KEY", self.id)
         self._callback = CometCallback()
         self.location = os.environ["COMET_OFFLINE_DIRECTORY"]
         return self._callback
@@ -378,13 +461,16 @@ class Comet(Backend):
         """Add the results as metrics."""
         self._callback._experiment.log_metrics({f"final/{name}": value for name, value in results.items()}, step=step)
 
-    def finish(self, status: str) -> None:
+    def end_run(self, status: str) -> None:
         """End the experiment."""
-        self._callback._experiment.end()
+        if self._callback is not None and self._callback._experiment is not None:
+            self._callback._experiment.end()
 
 
 class SwanLab(Backend):
     """SwanLab, online or local (SWANLAB_MODE=local)."""
+
+    _is_started = False
 
     def start(self) -> Any:
         """Start or resume the experiment."""
@@ -402,8 +488,9 @@ class SwanLab(Backend):
             logdir=folder,
             **resumed,
         )
+        self._is_started = True
         self.id = getattr(swanlab.get_run(), "id", None)
-        self.location, self.view = folder, f"swanlab watch {folder}"
+        self.location, self.view = folder, f"swanlab watch {shlex.quote(folder)}"
         return SwanLabCallback()
 
     def add_settings(self, settings: Mapping[str, Any], recipe: str) -> None:
@@ -414,9 +501,18 @@ class SwanLab(Backend):
         """Add the results as metrics."""
         self._swanlab.log({f"final/{name}": value for name, value in results.items()}, step=step)
 
-    def finish(self, status: str) -> None:
+    def end_run(self, status: str) -> None:
         """End the experiment."""
-        self._swanlab.finish(state="success" if status == "finished" else "crashed", error=status)
+        if self._is_started:
+            self._swanlab.finish(state="success" if status == "finished" else "crashed", error=status)
+
+
+def _set_variable(name: str, value: str | None) -> None:
+    """Set an environment variable, or remove it."""
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def _offline_steps(folder: Path, run_id: str) -> dict[str, int]:
@@ -429,7 +525,7 @@ def _offline_steps(folder: Path, run_id: str) -> dict[str, int]:
             for content in read_wandb_records(file.read_bytes()):
                 items = Record.FromString(content).history.item
                 row = {item.key or "/".join(item.nested_key): item.value_json for item in items}
-                for kind, name in ((LOG_ROWS, "train/loss"), (EVALUATIONS, "eval/held_out_loss")):
+                for kind, name in ((StepLogged.id, "train/loss"), (Evaluated.id, "eval/held_out_loss")):
                     if name in row and "train/global_step" in row:
                         reported[kind] = max(reported.get(kind, 0), int(row["train/global_step"]))
     except Exception:  # a different version's format: rows twice are better than rows missing
@@ -445,14 +541,14 @@ def read_wandb_records(content: bytes) -> Iterator[bytes]:
 
     A killed process leaves an incomplete last record, which is left out.
     """
-    position, record = WANDB_HEADER, b""
-    while position + WANDB_HEADER <= len(content):
-        rest = WANDB_BLOCK - position % WANDB_BLOCK
-        if rest < WANDB_HEADER:
+    position, record = WANDB_FILE_HEADER, b""
+    while position + FRAGMENT_HEADER <= len(content):
+        rest = BLOCK - position % BLOCK
+        if rest < FRAGMENT_HEADER:
             position += rest
             continue
         _, length, kind = struct.unpack_from("<IHB", content, position)
-        position += WANDB_HEADER
+        position += FRAGMENT_HEADER
         if position + length > len(content):
             return
         record += content[position : position + length]
@@ -463,7 +559,7 @@ def read_wandb_records(content: bytes) -> Iterator[bytes]:
 
 
 def _remove_links(folder: Path) -> None:
-    """Remove the links that wandb makes to its log in the home folder: neft resumes no run with links in its folder."""
+    """Remove the links in the folder of wandb's run, to logs in the home folder: neft resumes no run with links."""
     for path in folder.rglob("*"):
         if path.is_symlink():
             path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Experiment trackers of `--report-to`, one entry for each.
 
 transformers' own callbacks send what the trainer logs. A class in `backends.py` starts or resumes the tracker's run
-before, so that its place, its name and its group are neft's, and adds the recipe and the results.
+before, so that its folder, its name and its group are neft's, and adds the recipe and the results.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from neftcli.errors import InputError, Problem
+from neftcli.system.hub import HUB_TRUE
 from neftcli.trackers import backends
-
-TRUE = ("1", "true", "yes", "on")
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ class Tracker:
         name: Name in notices.
         module: Module that must be installed.
         backend: Class that starts, resumes and ends the tracker's run.
-        place: Environment variable that says where the tracker writes, in place of the run's folder; for the docs.
-        switched_off: Environment variable to the values that switch the tracker off.
+        folder_variable: Environment variable that names a folder or a store other than the run's; for the docs.
+        switched_off: Environment variable to the values that switch the tracker off, in capitals; case is ignored.
         require_access: Raises an InputError if the tracker would ask for a key that is not there.
     """
 
@@ -35,7 +34,7 @@ class Tracker:
     name: str
     module: str
     backend: Callable[[backends.TrackedRun], backends.Backend]
-    place: str
+    folder_variable: str
     switched_off: Mapping[str, Sequence[str]] = field(default_factory=dict)
     require_access: Callable[[], None] = lambda: None
 
@@ -43,7 +42,7 @@ class Tracker:
         """Return the environment variable that switches the tracker off, with its value; None if it is on."""
         for name, values in self.switched_off.items():
             value = os.environ.get(name, "")
-            if value.lower() in values:
+            if value.upper() in values:
                 return f"{name}={value}"
         return None
 
@@ -62,7 +61,7 @@ TRACKERS: dict[str, Tracker] = {
             "wandb",
             backends.Wandb,
             "WANDB_DIR",
-            {"WANDB_MODE": ("disabled",), "WANDB_DISABLED": TRUE},
+            {"WANDB_MODE": ("DISABLED",), "WANDB_DISABLED": HUB_TRUE},
             backends.require_wandb_key,
         ),
         Tracker(
@@ -71,11 +70,11 @@ TRACKERS: dict[str, Tracker] = {
             "mlflow",
             backends.MLflow,
             "MLFLOW_TRACKING_URI",
-            {"DISABLE_MLFLOW_INTEGRATION": ("true",)},
+            {"DISABLE_MLFLOW_INTEGRATION": ("TRUE",)},
         ),
         Tracker("trackio", "Trackio", "trackio", backends.Trackio, "TRACKIO_DIR"),
         Tracker("comet", "Comet", "comet_ml", backends.Comet, "COMET_OFFLINE_DIRECTORY"),
-        Tracker("swanlab", "SwanLab", "swanlab", backends.SwanLab, "SWANLAB_LOG_DIR", {"SWANLAB_MODE": ("disabled",)}),
+        Tracker("swanlab", "SwanLab", "swanlab", backends.SwanLab, "SWANLAB_LOG_DIR", {"SWANLAB_MODE": ("DISABLED",)}),
     )
 }
 """The trackers by their ids."""

@@ -29,7 +29,7 @@ from neftcli.recipe.loading import to_yaml, value_at
 from neftcli.runs.directory import CELLS, METRICS, RunDirectory, find_sweep
 from neftcli.runs.schemas import MetricsLine, read_jsonl
 from neftcli.system.network import redact_password
-from neftcli.trackers.backends import EVALUATIONS, HELD_OUT_LOSS, LOG_ROWS, Backend, TrackedRun
+from neftcli.trackers.backends import HELD_OUT_LOSS, Backend, TrackedRun
 from neftcli.trackers.registry import TRACKERS, Tracker
 
 if TYPE_CHECKING:
@@ -38,12 +38,14 @@ if TYPE_CHECKING:
     from neftcli.training.resume import ResumeState
     from neftcli.training.trainer import NeftTrainer
 
-SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|PASSWORD|SECRET_VARIABLE)$")
+SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|PASSWORD|SECRET)$")
 """Names of environment variables whose values appear in no message."""
 SHORTEST_SECRET = 6
 TRACKERS_FOLDER = "trackers"
 HIDDEN = "***"
 PROBE_LOSS = "eval_train_loss_noise_off"
+CONTINUES = "the run continues without it"
+INCOMPLETE = "it may lack the last rows"
 
 logger = logging.getLogger(__name__)
 
@@ -130,11 +132,11 @@ class Reporter(TrainerCallback):
                 reported = backend.reported_steps()
                 connection.reported = logged if reported is None else reported
 
-        self._call(connection, start)
+        self._call(connection, start, outlook="" if must_start else CONTINUES)
         if connection.is_over and must_start:
-            name, others = connection.tracker.id, [other for other in self._connections if other is not connection]
-            for other in others:
-                self._call(other, lambda other=other: other.backend.finish("failed"))  # type: ignore[misc]
+            name = connection.tracker.id
+            for other in self._connections:
+                _end_quietly(other)
             message = f"training.report_to: {name} can't be started"
             hint = "make it work, or leave it out of --report-to"
             raise InputError(Problem(message, connection.problem, hint))
@@ -165,13 +167,13 @@ class Reporter(TrainerCallback):
         elif isinstance(event, Evaluated):
             losses = {HELD_OUT_LOSS: event.held_out_loss, PROBE_LOSS: event.train_loss}
             logs = {name: loss for name, loss in losses.items() if loss is not None}
-            self._log(EVALUATIONS, self._state(event.step), logs)
+            self._log(Evaluated.id, self._state(event.step), logs)
         elif not self._step:
-            self._log(LOG_ROWS, self._state(0), {"noise_to_embedding": event.ratio})
+            self._log(StepLogged.id, self._state(0), {"noise_to_embedding": event.ratio})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Pass on what the trainer logs."""
-        self._log(LOG_ROWS, state, logs)
+        self._log(StepLogged.id, state, logs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Pass on that a checkpoint was saved, which some trackers upload if their environment says so."""
@@ -204,7 +206,7 @@ class Reporter(TrainerCallback):
                     ),
                 )
         for connection in self._connections:
-            self._call(connection, lambda: connection.backend.finish(status))  # noqa: B023
+            self._call(connection, lambda: connection.backend.finish(status), outlook=INCOMPLETE)  # noqa: B023
         self._write_record()
         if status == "finished":
             for connection in self._connections:
@@ -233,8 +235,14 @@ class Reporter(TrainerCallback):
         state.global_step, state.is_world_process_zero = step, True
         return state
 
-    def _call(self, connection: _Connection, action: Callable[[], object]) -> None:
-        """Call a tracker; if it fails, notify the observer and leave it alone from then on."""
+    def _call(self, connection: _Connection, action: Callable[[], object], outlook: str = CONTINUES) -> None:
+        """Call a tracker; if it fails, end its run and call it no more.
+
+        Args:
+            connection: The tracker.
+            action: The call.
+            outlook: End of the notice about a failure; empty for no notice.
+        """
         if connection.is_over:
             return
         try:
@@ -243,9 +251,9 @@ class Reporter(TrainerCallback):
         except Exception as error:
             connection.is_over, connection.problem = True, redact(f"{type(error).__name__}: {first_line(error)}")
             logger.warning("%s failed: %s", connection.tracker.id, connection.problem)
-            if self._trainer is not None or connection.backend.run.resumes or connection.backend.run.group:
-                problem = f"{connection.tracker.name} failed: {connection.problem}"
-                self._observer.notify(Notice(f"{problem}; the run goes on without it"))
+            _end_quietly(connection)
+            if outlook:
+                self._observer.notify(Notice(f"{connection.tracker.name} failed: {connection.problem}; {outlook}"))
 
     def _write_record(self) -> None:
         trackers = dict(self._record.fields["trackers"])
@@ -253,6 +261,16 @@ class Reporter(TrainerCallback):
             entry = {"id": connection.backend.id, "location": connection.backend.location}
             trackers[connection.tracker.id] = {**entry, "problem": connection.problem}
         self._record.update(trackers=trackers)
+
+
+def _end_quietly(connection: _Connection) -> None:
+    """End the run of a tracker after a failure, so that the next run of this process can start its own."""
+    connection.is_over = True
+    try:
+        with _preserved_random_state(), _without_output():
+            connection.backend.finish("failed")
+    except Exception as error:
+        logger.warning("%s was not ended: %s", connection.tracker.id, redact(first_line(error)))
 
 
 def redact(text: str) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from importlib.util import find_spec
@@ -114,6 +116,7 @@ def test_tensorboard(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     content = b"".join(file.read_bytes() for file in folder.iterdir())
     for expected in (b"max_steps: 4", b"final/held_out_loss", b"eval/train_loss_noise_off", b"noise_to_embedding"):
         assert expected in content
+    assert opened["view"] == f"tensorboard --logdir {folder}"
     record = json.loads((run / "run.json").read_text())["trackers"]
     assert record == {"tensorboard": {"id": None, "location": str(folder), "problem": ""}}
 
@@ -128,7 +131,7 @@ def test_tensorboard(neft: Neft, quick: list[str], tmp_path: Path) -> None:
 def test_tracker_fails_in_the_middle(
     neft: Neft, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run goes on, and the failure is reported once, and at the end; a key in its message is hidden."""
+    """The run continues, and the failure is reported once, and at the end; a key in its message is hidden."""
     from torch.utils.tensorboard import SummaryWriter
 
     add = SummaryWriter.add_scalar
@@ -143,7 +146,7 @@ def test_tracker_fails_in_the_middle(
     said = neft(*quick, "--report-to", "tensorboard")
     assert said.code == 0, said.err
     problem = "OSError: [Errno 28] No space left on device: ***"
-    assert said.out.count(f"note: TensorBoard failed: {problem}; the run goes on without it") == 1
+    assert said.out.count(f"note: TensorBoard failed: {problem}; the run continues without it") == 1
     assert f"note: TensorBoard has only a part of this run ({problem}); all rows are in metrics.jsonl" in said.out
     run = tmp_path / "runs" / "tiny-a5-s0"
     assert len(logged(run)[0]) == 4
@@ -223,3 +226,86 @@ def test_tracker_of_a_sweep(tiny_folder: Callable[[str], Path], rows_file: Path,
     assert {path.name for path in folder.iterdir()} == {"run-a0-s0", "run-a5-s0"}
     for path in folder.iterdir():
         assert tensorboard_rows(path) == tuple(close(logged(tmp_path / "run-sweep" / "cells" / path.name)))
+
+
+def python(script: str, *arguments: object, cwd: Path, **environment: str) -> Any:
+    """Run a Python script in a new process, and return what it prints, parsed as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+THREE_RUNS = """
+import json, os, sys
+from unittest.mock import patch
+
+import neftcli
+from transformers.integrations import MLflowCallback, TrackioCallback, WandbCallback
+
+tracker, settings = sys.argv[1], json.loads(sys.argv[2])
+callback = {"mlflow": MLflowCallback, "trackio": TrackioCallback, "wandb": WandbCallback}[tracker]
+before = dict(os.environ)
+with patch.object(callback, "on_log", side_effect=OSError("no such server")):
+    runs = [neftcli.train(None, settings, progress=False)]
+runs += [neftcli.train(None, settings, progress=False) for _ in range(2)]
+changed = {name for name in {*before, *os.environ} if before.get(name) != os.environ.get(name)}
+print(json.dumps([[str(run.folder) for run in runs], sorted(changed)]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "tracker", [pytest.param(tracker, marks=needs(tracker)) for tracker in ("mlflow", "trackio", "wandb")]
+)
+def test_tracker_of_three_runs_in_one_process(
+    tracker: str, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    """Each run has a store of its own, also after a run in which the tracker has failed; no variable is left."""
+    settings = {"name": "run", "model.name": str(tiny_folder("llama")), "data.source": str(rows_file)}
+    settings |= {"output_dir": str(tmp_path), "training.max_steps": 2, "training.logging_steps": 1}
+    settings |= {"training.report_to": [tracker], "training.precision": "float32", "evaluation.samples": 0}
+    environment = {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": "", "TRACKIO_DIR": ""}
+    folders, changed = python(THREE_RUNS, tracker, json.dumps(settings), cwd=tmp_path, **environment)
+    failed, *complete = map(Path, folders)
+    for run, problem in ((failed, "OSError: no such server"), *((run, "") for run in complete)):
+        record = json.loads((run / "run.json").read_text())
+        assert (record["status"], record["trackers"][tracker]["problem"]) == ("finished", problem)
+        assert Path(record["trackers"][tracker]["location"].removeprefix("file://")).is_relative_to(run)
+    for run in complete:
+        assert READERS[tracker](run) == tuple(close(logged(run)))
+    assert [name for name in changed if name.startswith(("MLFLOW_", "TRACKIO_", "WANDB_"))] == []
+
+
+WANDB_RUN = """
+import json, os, sys
+from pathlib import Path
+from neftcli.trackers.backends import TrackedRun, Wandb
+
+backend = Wandb(TrackedRun("run", Path("store")))
+backend.start()
+backend.finish("finished")
+print(json.dumps([backend.location, backend.view]))
+"""
+
+
+@pytest.mark.slow
+@needs("wandb")
+def test_wandb_leaves_the_links_of_the_user(tmp_path: Path) -> None:
+    """Only the run's folder is without links, even if WANDB_DIR is the home folder."""
+    home = tmp_path / "my home"
+    (home / "wandb").mkdir(parents=True)
+    (home / "models").symlink_to(tmp_path)
+    (home / "wandb" / "latest-run").symlink_to(tmp_path)
+    location, view = python(WANDB_RUN, cwd=tmp_path, WANDB_DIR=str(home), WANDB_MODE="offline")
+    assert (home / "models").is_symlink()
+    assert (home / "wandb" / "latest-run").is_symlink()
+    assert Path(location).parent == home / "wandb"
+    assert not [path for path in Path(location).rglob("*") if path.is_symlink()]
+    assert view == f"wandb sync '{location}'"

@@ -1,1 +1,1 @@
-"""Tests of the data modules."""
+"""Tests of the trackers."""

@@ -1,13 +1,21 @@
-"""Reading wandb's files. Oracle: records written here in LevelDB's log format, in blocks of 32768 bytes."""
+"""The trackers' runs: wandb's files, the process's settings, and the commands that show the results.
+
+Oracle of wandb's files: records written here in LevelDB's log format, in blocks of 32768 bytes.
+"""
 
 from __future__ import annotations
 
+import os
+import shlex
 import struct
+from importlib.util import find_spec
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neftcli.trackers.backends import read_wandb_records
+from neftcli.trackers.backends import Backend, TensorBoard, TrackedRun, _remove_links, read_wandb_records
 
 BLOCK, HEADER = 2**15, 7
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -42,3 +50,48 @@ def test_read_wandb_records_of_a_killed_process() -> None:
     content = write_records([b"complete", b"incomplete"])
     assert list(read_wandb_records(content[:-3])) == [b"complete"]
     assert list(read_wandb_records(b"")) == []
+
+
+def test_backend_restores_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The user's variables are kept; those that neft has set are gone after the run, also if its end fails."""
+
+    class Failing(Backend):
+        def end_run(self, status: str) -> None:
+            raise OSError(status)
+
+    monkeypatch.setenv("NEFT_TEST_USER", "mine")
+    monkeypatch.setenv("NEFT_TEST_CHANGED", "mine")
+    monkeypatch.delenv("NEFT_TEST_NEW", raising=False)
+    backend = Failing(TrackedRun("run", tmp_path))
+    backend.set_default("NEFT_TEST_USER", "neft's")
+    backend.set_default("NEFT_TEST_NEW", "neft's")
+    backend.set_variable("NEFT_TEST_CHANGED", "neft's")
+    backend.set_variable("NEFT_TEST_CHANGED", None)
+    assert os.environ["NEFT_TEST_USER"] == "mine"
+    assert os.environ["NEFT_TEST_NEW"] == "neft's"
+    assert "NEFT_TEST_CHANGED" not in os.environ
+    with pytest.raises(OSError, match="preempted"):
+        backend.finish("preempted")
+    backend.finish("failed")  # only the first call counts
+    assert (os.environ["NEFT_TEST_USER"], os.environ["NEFT_TEST_CHANGED"]) == ("mine", "mine")
+    assert "NEFT_TEST_NEW" not in os.environ
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_tensorboard_view_is_quoted(tmp_path: Path) -> None:
+    backend = TensorBoard(TrackedRun("run", tmp_path / "my runs; $HOME"))
+    backend.start()
+    backend.finish("finished")
+    assert shlex.split(backend.view) == ["tensorboard", "--logdir", backend.location]
+
+
+def test_remove_links(tmp_path: Path) -> None:
+    """Links are removed, and what they lead to is not."""
+    run = tmp_path / "run"
+    (run / "logs").mkdir(parents=True)
+    (tmp_path / "log").write_text("log")
+    (run / "logs" / "debug-core.log").symlink_to(tmp_path / "log")
+    (run / "file").write_text("file")
+    _remove_links(run)
+    assert sorted(path.name for path in run.rglob("*")) == ["file", "logs"]
+    assert (tmp_path / "log").read_text() == "log"

@@ -32,7 +32,7 @@ def test_tracker_is_documented(tracker: Tracker) -> None:
     page = (ROOT / "docs" / "trackers.md").read_text(encoding="utf-8")
     row = next(line for line in page.splitlines() if line.startswith(f"| `{tracker.id}` |"))
     assert f"`neftcli[{tracker.id}]`" in row
-    assert f"| `{tracker.place}` |" in row
+    assert f"| `{tracker.folder_variable}` |" in row
     for variable in tracker.switched_off:
         assert f"`{variable}=" in page
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
