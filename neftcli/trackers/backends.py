@@ -117,7 +117,7 @@ class Backend:
 
     def set_default(self, name: str, value: str) -> None:
         """Set an environment variable that the user has not set, until the run ends."""
-        if name not in os.environ:
+        if not os.environ.get(name):
             self.set_variable(name, value)
 
 
