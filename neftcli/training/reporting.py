@@ -196,17 +196,18 @@ class Reporter(TrainerCallback):
             )
             final = {name: loss for name, loss in losses.items() if loss is not None}
             for connection in self._connections:
-                callback = connection.callback
+                backend, callback = connection.backend, connection.callback
                 if final:
-                    self._call(connection, lambda: connection.backend.add_results(final, state.global_step))  # noqa: B023
+                    self._call(connection, lambda: backend.add_results(final, state.global_step), INCOMPLETE)  # noqa: B023
                 self._call(
                     connection,
                     lambda: callback.on_train_end(  # noqa: B023
                         trainer.args, state, trainer.control, model=trainer.model, processing_class=None
                     ),
+                    INCOMPLETE,
                 )
         for connection in self._connections:
-            self._call(connection, lambda: connection.backend.finish(status), outlook=INCOMPLETE)  # noqa: B023
+            self._call(connection, lambda: connection.backend.finish(status), INCOMPLETE)  # noqa: B023
         self._write_record()
         if status == "finished":
             for connection in self._connections:
