@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -247,17 +249,30 @@ import json, os, sys
 from unittest.mock import patch
 
 import neftcli
+from neftcli.events import TrackerOpened
 from transformers.integrations import MLflowCallback, TrackioCallback, WandbCallback
+
+class Observer:
+    views = []
+
+    def notify(self, event):
+        if isinstance(event, TrackerOpened):
+            self.views.append(event.view)
 
 tracker, settings = sys.argv[1], json.loads(sys.argv[2])
 callback = {"mlflow": MLflowCallback, "trackio": TrackioCallback, "wandb": WandbCallback}[tracker]
 before = dict(os.environ)
 with patch.object(callback, "on_log", side_effect=OSError("no such server")):
-    runs = [neftcli.train(None, settings, progress=False)]
-runs += [neftcli.train(None, settings, progress=False) for _ in range(2)]
+    runs = [neftcli.train(None, settings, progress=Observer())]
+runs += [neftcli.train(None, settings, progress=Observer()) for _ in range(2)]
 changed = {name for name in {*before, *os.environ} if before.get(name) != os.environ.get(name)}
-print(json.dumps([[str(run.folder) for run in runs], sorted(changed)]))
+print(json.dumps([[str(run.folder) for run in runs], Observer.views, sorted(changed)]))
 """
+VIEWS = {
+    "mlflow": "MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {}",
+    "trackio": "TRACKIO_DIR={} trackio show --project neft",
+    "wandb": "wandb sync {}",
+}
 
 
 @pytest.mark.slow
@@ -269,16 +284,18 @@ def test_tracker_of_three_runs_in_one_process(
 ) -> None:
     """Each run has a store of its own, also after a run in which the tracker has failed; no setting is left."""
     settings = {"name": "run", "model.name": str(tiny_folder("llama")), "data.source": str(rows_file)}
-    settings |= {"output_dir": str(tmp_path), "training.max_steps": 2, "training.logging_steps": 1}
+    settings |= {"output_dir": str(tmp_path / "my runs"), "training.max_steps": 2, "training.logging_steps": 1}
     settings |= {"training.report_to": [tracker], "training.precision": "float32", "evaluation.samples": 0}
     environment = {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": "", "TRACKIO_DIR": ""}
-    folders, changed = python(THREE_RUNS, tracker, json.dumps(settings), cwd=tmp_path, **environment)
-    failed, *complete = map(Path, folders)
-    for run, problem in ((failed, "OSError: no such server"), *((run, "") for run in complete)):
+    folders, views, changed = python(THREE_RUNS, tracker, json.dumps(settings), cwd=tmp_path, **environment)
+    runs, problems = [Path(folder) for folder in folders], ["OSError: no such server", "", ""]
+    for run, view, problem in zip(runs, views, problems, strict=True):
         record = json.loads((run / "run.json").read_text())
         assert (record["status"], record["trackers"][tracker]["problem"]) == ("finished", problem)
-        assert Path(record["trackers"][tracker]["location"].removeprefix("file://")).is_relative_to(run)
-    for run in complete:
+        location = record["trackers"][tracker]["location"]
+        assert Path(unquote(location.removeprefix("file://"))).is_relative_to(run)
+        assert shlex.split(view) == [word.format(location) for word in VIEWS[tracker].split()]
+    for run in runs[1:]:
         assert READERS[tracker](run) == tuple(close(logged(run)))
     settings_left = [name for name in changed if name.startswith(("MLFLOW_", "TRACKIO_", "WANDB_"))]
     assert settings_left in ([], ["WANDB_SERVICE"])  # the address of wandb's process
