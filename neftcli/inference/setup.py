@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from neftcli.errors import InputError, Problem
 from neftcli.evaluation.targets import EvalTarget, apply_typed_trust, base_model_target, resolve_target
-from neftcli.events import Notice, Observer
+from neftcli.events import Observer
 from neftcli.models.chat_templates import validate_chat_template
 from neftcli.models.validate import validate_model, validate_weight_files
-from neftcli.system.hub import UNREACHABLE, go_offline_if_unreachable
+from neftcli.system.hub import notify_if_unreachable
 
 if TYPE_CHECKING:
     from neftcli.recipe.yaml_file import Layer
@@ -72,9 +72,7 @@ def check_targets(targets: Sequence[EvalTarget], observer: Observer, *, reads_hu
         InputError: A model can't be used.
     """
     if reads_hub or any(target.reference.kind == "hub" for target in targets):
-        reason = go_offline_if_unreachable()
-        if reason:
-            observer.notify(Notice(UNREACHABLE.format(reason)))
+        notify_if_unreachable(observer)
     for target in targets:
         if target.tokenizer is None:  # a saved tokenizer has its own template
             validate_chat_template(target.recipe.model.chat_template)
