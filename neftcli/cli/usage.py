@@ -125,7 +125,8 @@ def _extra_argument(command: str, arguments: str, options: Sequence[str], values
 
 def _unknown_command(context: Any, command: str, name: str) -> Problem:
     names = context.command.list_commands(context) if context is not None else []
-    nearest = "".join(get_close_matches(name, names, n=1, cutoff=0.5))
+    by_first_part = {first: full for full in names for first in (full, full.partition("-")[0])}
+    nearest = "".join(by_first_part[found] for found in get_close_matches(name, by_first_part, n=1))
     hint = OTHER_COMMANDS.get(name, "") if command == "neft" else ""
     if command == "neft runs":
         hint = RUNS_COMMANDS.get(name, "" if nearest else f"neft runs show {shlex.quote(name)}")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neftcli.system.files import atomic_write
+
 if TYPE_CHECKING:
     from neftcli.events import Observer
     from neftcli.export.tuned_model import TunedModel
@@ -76,7 +78,7 @@ def _write_ollama(request: ExportRequest) -> None:
 
     write_gguf(request.tuned, request.run, request.quantization, request.path / GGUF_NAME, request.observer)
     text = build_modelfile(request.tuned.tokenizer, request.run, GGUF_NAME, request.system_prompt, request.observer)
-    (request.path / MODELFILE).write_text(text, encoding="utf-8")
+    atomic_write(request.path / MODELFILE, text)
 
 
 GGUF_NAME = "model.gguf"

@@ -27,7 +27,7 @@ from neftcli.export.tuned_model import TunedModel, check_run, load_tuned_model, 
 from neftcli.models.model_files import folder_sha256
 from neftcli.models.registry import ModelReference
 from neftcli.runs.markdown import quote_markdown
-from neftcli.system.files import file_sha256, open_without_links, require_no_links
+from neftcli.system.files import atomic_write, file_sha256, open_without_links, require_no_links
 from neftcli.system.libraries import capture_library_output, prepare_libraries
 from neftcli.version import VERSION
 
@@ -102,9 +102,9 @@ def write_merged(
             write_model_folder(tuned, run, base, dtype, hidden)
             observer.notify(Phase(PhaseId.COMPARING_LOGITS))
             comparison = _compare_folder(tuned, hidden, folder, dtype, trust_remote_code=trust_remote_code)
-            (hidden / CARD).write_text(_merge_card(target, run, tuned, dtype, comparison), encoding="utf-8")
+            atomic_write(hidden / CARD, _merge_card(target, run, tuned, dtype, comparison))
             manifest = json.dumps(_build_manifest(target, run, hidden, dtype, comparison), indent=1) + "\n"
-            (hidden / MERGE_MANIFEST).write_text(manifest, encoding="utf-8")
+            atomic_write(hidden / MERGE_MANIFEST, manifest)
     return MergeFinished(
         run=str(run.path),
         folder=str(folder),
@@ -167,7 +167,7 @@ def write_model_folder(
     for name in dict.fromkeys((GENERATION, *TOKENIZER_FILES, *vocabulary)):
         if (run.model / name).is_file():
             with open_without_links(run.model / name, "rb") as file:
-                (folder / name).write_bytes(file.read())
+                atomic_write(folder / name, file.read())
 
 
 def _compare_folder(

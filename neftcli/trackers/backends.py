@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 from neftcli.errors import InputError, Problem
 from neftcli.events import Evaluated, StepLogged
+from neftcli.system.files import remove
 from neftcli.system.network import redact_password
 
 PROJECT = "neft"
@@ -192,7 +193,7 @@ class Wandb(Backend):
             self._run = wandb.run
         files = Path(self._run.dir).parent
         if not self._is_foreign:
-            _remove_links(files)
+            remove_links(files)
         self.id, url = self._run.id, self._run.url
         self.location = url or str(files)
         self.view = "" if url else f"wandb sync {shlex.quote(str(files))}"
@@ -558,11 +559,11 @@ def read_wandb_records(content: bytes) -> Iterator[bytes]:
             record = b""
 
 
-def _remove_links(folder: Path) -> None:
+def remove_links(folder: Path) -> None:
     """Remove the links in the folder of wandb's run, to logs in the home folder: neft resumes no run with links."""
     for path in folder.rglob("*"):
         if path.is_symlink():
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def require_wandb_key() -> None:

@@ -118,6 +118,7 @@ def test_estimate_memory_lora_on_chosen_layers_equals_peft(
 
 
 @uses_peft
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "embed_tokens")])
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_estimate_memory_dora_has_a_magnitude_for_each_output(

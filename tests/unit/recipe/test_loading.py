@@ -227,7 +227,12 @@ def test_resolve_recipe_scalar_for_section() -> None:
         ("training", "gradient_checkpointing: no", "true or false"),
         ("training", "seed: 4294967296", "a whole number, 0 or more, below 4294967296"),
         ("training", "warmup_ratio: 1.5", "a finite number, 0 or more, at most 1"),
-        ("training", "lr_scheduler_type: cosin", "one of cosine, linear, constant, constant_with_warmup"),
+        (
+            "training",
+            "lr_scheduler_type: cosin",
+            "one of cosine, linear, constant, constant_with_warmup, polynomial, inverse_sqrt, cosine_with_min_lr, "
+            "warmup_stable_decay",
+        ),
         ("data", "max_length: 7", "a whole number, 8 or more"),
         ("data", "source:", "non-empty text"),
         ("model", "name: 350", "non-empty text"),
@@ -279,7 +284,8 @@ def test_resolve_recipe_reports_all_errors() -> None:
         "  got      alpha: .nan\n"
         "  hint     alpha: 5    the default\n"
         "r.yaml, line 6: training.optim must be one of "
-        "adamw_torch_fused, adamw_torch, adamw_8bit, paged_adamw_32bit, paged_adamw_8bit\n"
+        "adamw_torch_fused, adamw_torch, adamw_8bit, paged_adamw_32bit, paged_adamw_8bit, "
+        "adafactor, lion_32bit, lion_8bit\n"
         "  got      optim: sgd\n"
         "  hint     optim: adamw_torch_fused    the default"
     )

@@ -42,6 +42,7 @@ SOURCES = sorted((Path(__file__).parents[3] / "neftcli").rglob("*.py"))
 OTHER_WRITERS = {
     "cli/display/text.py": "/dev/null instead of a closed stream",
     "cli/recipes.py": "a file that the user named",
+    "export/gguf_file.py": "a link in a temporary folder",
     "data/token_cache.py": "the cache, by mkstemp and a rename",
     "models/gguf.py": "a folder of mkdtemp, then a rename",
     "models/settings_files.py": "the new folder that replaces the model",

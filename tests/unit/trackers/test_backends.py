@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neftcli.trackers.backends import Backend, TensorBoard, TrackedRun, _remove_links, read_wandb_records
+from neftcli.trackers.backends import Backend, TensorBoard, TrackedRun, read_wandb_records, remove_links
 
 BLOCK, HEADER = 2**15, 7
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -85,13 +85,13 @@ def test_tensorboard_view_is_quoted(tmp_path: Path) -> None:
     assert shlex.split(backend.view) == ["tensorboard", "--logdir", backend.location]
 
 
-def test_remove_links(tmp_path: Path) -> None:
+def testremove_links(tmp_path: Path) -> None:
     """Links are removed, and what they lead to is not."""
     run = tmp_path / "run"
     (run / "logs").mkdir(parents=True)
     (tmp_path / "log").write_text("log")
     (run / "logs" / "debug-core.log").symlink_to(tmp_path / "log")
     (run / "file").write_text("file")
-    _remove_links(run)
+    remove_links(run)
     assert sorted(path.name for path in run.rglob("*")) == ["file", "logs"]
     assert (tmp_path / "log").read_text() == "log"

@@ -42,4 +42,4 @@ def test_no_held_out_rows_to_select_by(
         prepare_inputs(recipe, Silent())
     [problem] = error.value.problems
     assert f"{option} needs held-out rows, and no row could be held out" in problem.message
-    assert problem.received.startswith("4 rows for training, data.held_out_rows ")
+    assert problem.got.startswith("4 rows for training, data.held_out_rows ")
