@@ -173,34 +173,43 @@ def _talk(session: Chat, screen: ChatScreen) -> None:
     """Read questions and commands until the user leaves."""
     with suppress(ImportError):
         import readline  # noqa: F401 - gives `input` line editing and a history
+    try:
+        with _ctrl_c_stops_answers(session):
+            _take_turns(session, screen)
+    except _Terminated:
+        raise
+    except KeyboardInterrupt:  # while nothing is read or answered, as in the middle of a hint
+        screen.close()
+
+
+def _take_turns(session: Chat, screen: ChatScreen) -> None:
     asked_to_leave = False
-    with _ctrl_c_stops_answers(session):
-        while True:
-            try:
-                text = _read_turn().strip()
-                asked_to_leave = False
-                if text == "/exit":
-                    return
-                with _silent_keys():
-                    if text.startswith("/") and not text.startswith("//"):
-                        _run_command(session, screen, text)
-                    elif text:
-                        session.ask(text.removeprefix("/") if text.startswith("//") else text)
-            except EOFError:
-                screen.console.print()
+    while True:
+        try:
+            text = _read_turn().strip()
+            asked_to_leave = False
+            if text == "/exit":
                 return
-            except KeyboardInterrupt as interrupt:
-                screen.close()
-                screen.console.print()
-                if isinstance(interrupt, _Terminated):
-                    raise
-                if asked_to_leave or isinstance(interrupt, _LeaveNow):
-                    return
-                asked_to_leave = True
-                screen.console.print("Ctrl-C again leaves, and so does Ctrl-D", style="dim")
-            except NeftError as error:
-                screen.close()
-                _print_error(screen, error)
+            with _silent_keys():
+                if text.startswith("/") and not text.startswith("//"):
+                    _run_command(session, screen, text)
+                elif text:
+                    session.ask(text.removeprefix("/") if text.startswith("//") else text)
+        except EOFError:
+            screen.console.print()
+            return
+        except KeyboardInterrupt as interrupt:
+            screen.close()
+            screen.console.print()
+            if isinstance(interrupt, _Terminated):
+                raise
+            if asked_to_leave or isinstance(interrupt, _LeaveNow):
+                return
+            asked_to_leave = True
+            screen.console.print("Ctrl-C again leaves, and so does Ctrl-D", style="dim")
+        except NeftError as error:
+            screen.close()
+            _print_error(screen, error)
 
 
 def _read_turn() -> str:
