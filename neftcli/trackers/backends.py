@@ -73,9 +73,11 @@ class Backend:
         id: Id of the tracker's run, to resume it; None if it has none.
         location: Where the results are: a folder or a URL.
         view: A command that shows them; empty if the location is a page.
+        loses_rows: A kill loses rows that were reported before it, since the tracker writes them with a delay.
     """
 
     view: str = ""
+    loses_rows: ClassVar[bool] = False
 
     def __init__(self, run: TrackedRun) -> None:
         self.run = run
@@ -165,6 +167,7 @@ class TensorBoard(Backend):
 class Wandb(Backend):
     """Weights & Biases, online or, with WANDB_MODE=offline, in files that `wandb sync` uploads."""
 
+    loses_rows = True
     _run: Any = None
     _is_foreign = False
 
@@ -346,6 +349,7 @@ class MLflow(Backend):
 class Trackio(Backend):
     """Trackio: a local database, or a Space or server that its environment variables name."""
 
+    loses_rows = True
     _started: Any = None
 
     def start(self) -> Any:

@@ -2,18 +2,19 @@
 
 What the trainer logs goes to transformers' own callbacks. neft adds, by the same callbacks, its evaluations and the
 strength of the noise, and by `neftcli.trackers` the recipe and the results. Rows that an earlier process has reported
-are not reported again.
+are not reported again, and those that a kill has lost are reported from `metrics.jsonl`.
 """
 
 from __future__ import annotations
 
 import copy
 import io
+import json
 import logging
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,8 @@ SHORTEST_SECRET = 6
 TRACKERS_FOLDER = "trackers"
 HIDDEN = "***"
 PROBE_LOSS = "eval_train_loss_noise_off"
+REPORTED_AGAIN = ("loss", "learning_rate", "grad_norm", "epoch", "held_out_loss", "train_loss")
+"""Values of `metrics.jsonl` that are reported again after a kill."""
 CONTINUES = "the run continues without it"
 INCOMPLETE = "it may lack the last rows"
 
@@ -59,6 +62,7 @@ class _Connection:
         backend: Its run.
         callback: transformers' callback.
         reported: Last step that an earlier process has reported, by kind of row.
+        lost: Rows of `metrics.jsonl` up to the checkpoint that a kill has lost.
         problem: Why it is incomplete; empty if it is complete.
         is_over: It has failed, so nothing more is reported.
     """
@@ -66,7 +70,8 @@ class _Connection:
     tracker: Tracker
     backend: Backend
     callback: Any = None
-    reported: Mapping[str, int] = field(default_factory=dict)
+    reported: dict[str, int] = field(default_factory=dict)
+    lost: list[dict[str, Any]] = field(default_factory=list)
     problem: str = ""
     is_over: bool = False
 
@@ -98,7 +103,7 @@ class Reporter(TrainerCallback):
         is_cell = directory.path.parent.name == CELLS and find_sweep(str(directory.path.parent.parent)) is not None
         sweep = directory.path.parent.parent if is_cell else None
         earlier = record.fields["trackers"]
-        logged = _logged_steps(directory)
+        logged = _logged_rows(directory)
         for tracker_id in dict.fromkeys(recipe.training.report_to):
             tracker = TRACKERS[tracker_id]
             if switch := tracker.switch():
@@ -118,8 +123,10 @@ class Reporter(TrainerCallback):
             is_mixed = resume is not None and bool(resume.changes)  # its rows differ from those that were reported
             self._start(connection, logged, is_mixed=is_mixed, must_start=resume is None and sweep is None)
 
-    def _start(self, connection: _Connection, logged: Mapping[str, int], *, is_mixed: bool, must_start: bool) -> None:
-        """Start or resume the run of a tracker.
+    def _start(
+        self, connection: _Connection, logged: Sequence[dict[str, Any]], *, is_mixed: bool, must_start: bool
+    ) -> None:
+        """Start or resume the run of a tracker, and find out which rows it has.
 
         Raises:
             InputError: It can't be started, and nothing would be lost by not training.
@@ -130,7 +137,12 @@ class Reporter(TrainerCallback):
             connection.callback = backend.start()
             if backend.run.resumes and not is_mixed:
                 reported = backend.reported_steps()
-                connection.reported = logged if reported is None else reported
+                connection.reported = _last_steps(logged) if reported is None else reported
+                if backend.loses_rows:
+                    earlier = [row for row in logged if row["step"] <= self._step]
+                    connection.lost = [
+                        row for row in earlier if row["step"] > connection.reported.get(row["event"], -1)
+                    ]
 
         self._call(connection, start, outlook="" if must_start else CONTINUES)
         if connection.is_over and must_start:
@@ -155,10 +167,21 @@ class Reporter(TrainerCallback):
             arguments = (trainer.args, self._state(self._step), trainer.control)
             self._call(connection, lambda: connection.callback.on_train_begin(*arguments, model=trainer.model))  # noqa: B023
             self._call(connection, lambda: connection.backend.add_settings(plain, recipe))  # noqa: B023
+            self._report_lost(connection)
         self._write_record()  # some trackers have their id only now
         for event in self._pending:
             self.report(event)
         trainer.add_callback(self)
+
+    def _report_lost(self, connection: _Connection) -> None:
+        """Report the rows that a kill has lost."""
+        assert self._trainer is not None  # noqa: S101 - set by begin
+        trainer, names = self._trainer, {"held_out_loss": HELD_OUT_LOSS, "train_loss": PROBE_LOSS}
+        for row in connection.lost:
+            logs = {names.get(name, name): row[name] for name in REPORTED_AGAIN if row.get(name) is not None}
+            arguments = (trainer.args, self._state(row["step"]), trainer.control)
+            self._call(connection, lambda: connection.callback.on_log(*arguments, logs=logs, model=trainer.model))  # noqa: B023
+        connection.reported |= _last_steps(connection.lost)
 
     def report(self, event: Evaluated | NoiseMeasured) -> None:
         """Report an evaluation, or the strength of the noise."""
@@ -282,12 +305,17 @@ def redact(text: str) -> str:
     return " ".join(redact_password(word) for word in text.split(" "))
 
 
-def _logged_steps(directory: RunDirectory) -> dict[str, int]:
-    """Return the last step in `metrics.jsonl` by kind of row; each row was written before it was reported."""
+def _logged_rows(directory: RunDirectory) -> list[dict[str, Any]]:
+    """Return the reported rows in `metrics.jsonl`; each was written before it was reported."""
+    rows = read_jsonl(directory.path / METRICS, MetricsLine)
+    return [json.loads(line) for line, row in rows if row is not None and row["event"] in (StepLogged.id, Evaluated.id)]
+
+
+def _last_steps(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Return the last step by kind of row."""
     steps: dict[str, int] = {}
-    for _, row in read_jsonl(directory.path / METRICS, MetricsLine):
-        if row is not None and row["event"] in (StepLogged.id, Evaluated.id):
-            steps[row["event"]] = max(row["step"], steps.get(row["event"], 0))
+    for row in rows:
+        steps[row["event"]] = max(row["step"], steps.get(row["event"], 0))
     return steps
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from neftcli.errors import InputError
-from neftcli.events import Event, Notice
+from neftcli.events import Evaluated, Event, Notice
 from neftcli.trackers.backends import Backend
 from neftcli.trackers.registry import TRACKERS, Tracker
 from neftcli.training.reporting import Reporter, redact
@@ -61,10 +62,12 @@ class Fake(Backend):
 class Trial:
     """A reporter to fake trackers, and what its observer is notified of."""
 
-    def __init__(self, folder: Path, *, resume: bool) -> None:
+    def __init__(self, folder: Path, *, resume: bool, trackers: dict[str, Any] | None = None) -> None:
         self.notices: list[str] = []
         self.trackers: dict[str, Any] = {}
-        record = SimpleNamespace(fields={"trackers": {}}, update=lambda trackers: self.trackers.update(trackers))
+        record = SimpleNamespace(
+            fields={"trackers": trackers or {}}, update=lambda trackers: self.trackers.update(trackers)
+        )
         recipe = SimpleNamespace(training=SimpleNamespace(report_to=("fake",)))
         state = SimpleNamespace(step=3, changes=()) if resume else None
         self.reporter = Reporter(recipe, SimpleNamespace(path=folder), record, state, self)  # type: ignore[arg-type]
@@ -124,6 +127,33 @@ def test_reporter_ends_a_tracker_that_fails_in_the_middle(
     assert trial.notices == [f"Fake failed: {PROBLEM}; the run continues without it"]
     assert fake.ended == ["failed"]
     assert "NEFT_TEST_STORE" not in os.environ
+
+
+def test_reporter_reports_lost_rows(fake: type[Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows up to the checkpoint that a kill has lost come from metrics.jsonl; later ones are trained again."""
+    steps = [{"event": "training.step", "step": step, "loss": step / 8, "memory_bytes": 7} for step in range(1, 6)]
+    evaluated = [
+        {"event": "training.evaluated", "step": step, "held_out_loss": 2.0, "train_loss": None} for step in (0, 2)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*steps, *evaluated]))
+    monkeypatch.setattr("neftcli.training.reporting.keys", lambda: ())
+    monkeypatch.setattr("neftcli.training.reporting.to_yaml", lambda recipe: "")
+    monkeypatch.setattr(fake, "loses_rows", True)
+    monkeypatch.setattr(fake, "reported_steps", lambda self: {"training.step": 1})
+    rows = []
+
+    def on_log(args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        rows.append((state.global_step, logs))
+
+    callback = SimpleNamespace(on_train_begin=lambda *args, **kwargs: None, on_log=on_log)
+    monkeypatch.setattr(fake, "start", lambda self: callback)
+    trial = Trial(tmp_path, resume=True, trackers={"fake": {"id": None}})
+    trial.reporter.report(Evaluated(0, 2.0, None))  # restored from the checkpoint
+    state = SimpleNamespace(global_step=3)
+    trainer = SimpleNamespace(args=None, control=None, model=None, state=state, add_callback=lambda callback: None)
+    trial.reporter.begin(trainer)  # type: ignore[arg-type]
+    losses = [(2, {"loss": 0.25}), (3, {"loss": 0.375})]
+    assert rows == [*losses, (0, {"eval_held_out_loss": 2.0}), (2, {"eval_held_out_loss": 2.0})]
 
 
 def test_reporter_ends_a_tracker_whose_end_fails_only_once(fake: type[Fake], tmp_path: Path) -> None:
