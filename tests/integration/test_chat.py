@@ -322,6 +322,11 @@ class Process:
         """Read the screen until it shows a text, `after` characters from its beginning."""
         self._read_until(lambda: text in self.shown[after:], f"waited for {text!r}")
 
+    def wait_for_prompt(self, text: str) -> None:
+        """Wait until keys are read after a text. Python handles a Ctrl-C in the instant before with the next key."""
+        self.wait_for("> ", after=self.shown.index(text))
+        time.sleep(0.5)
+
     def wait_for_answer(self) -> None:
         """Wait until an answer has begun: something is shown beyond the line break and readline's own sequences."""
         before = len(self.shown) + len("\x1b[?2004l\r")
@@ -384,8 +389,10 @@ def test_chat_ctrl_c_stops_an_answer_and_twice_leaves(endless_model: Path, tmp_p
         process.wait_for("stopped after")
         process.type(f"/save {file}\r")
         process.wait_for("no stop token")
+        process.wait_for_prompt("no stop token")
         process.interrupt()
         process.wait_for("Ctrl-C again leaves")
+        process.wait_for_prompt("Ctrl-C again leaves")
         process.interrupt()
         assert process.end() == 0
     [row] = [json.loads(line) for line in file.read_text().splitlines()]
