@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from neftcli.models.loading import load_adapter
 from tests.conftest import Result, call_neft, events, quick_arguments
 
+SLOW_FAMILIES = ("opt", "gemma", "granite")
 TEXTS = ("Name a fruit.", "Which day follows Monday? Tuesday.")
 
 
@@ -70,7 +71,7 @@ def merged(run: Path, folder: Path, *arguments: str) -> dict[str, Any]:
     return events(result.out)[-1]
 
 
-@pytest.mark.parametrize("family", ["llama", "opt", "gemma", "granite"])
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_FAMILIES)])
 def test_merge_equals_the_adapter(
     train_run: Callable[..., Path], tiny_folder: Callable[[str], Path], tmp_path: Path, family: str
 ) -> None:
@@ -287,6 +288,7 @@ def test_export_rejects_bad_input(train_run: Callable[..., Path], tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_merge_stopped_leaves_nothing(train_run: Callable[..., Path], tmp_path: Path, number: int) -> None:
     run = train_run("--lora")

@@ -54,6 +54,7 @@ def test_with_baseline_equals_three_commands(arguments: list[str], tmp_path: Pat
     assert sum("is not trained again" in event.get("message", "") for event in again) == 2
 
 
+@pytest.mark.slow
 def test_with_baseline_continues_after_a_stop(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
