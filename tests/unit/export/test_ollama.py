@@ -9,7 +9,8 @@ import re
 
 import pytest
 
-from neftcli.export.ollama import derive_turn_template
+from neftcli.events import Event, Notice
+from neftcli.export.ollama import build_modelfile, derive_turn_template
 from neftcli.models.chat_templates import NAMED_TEMPLATES
 from tests.tiny import tiny_tokenizer
 
@@ -98,3 +99,29 @@ def test_derive_turn_template_of_dependent_turns_is_none(template: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     assert derive_turn_template(tokenizer) is None
+
+
+class Notices:
+    """Collects the messages of notices."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def notify(self, event: Event) -> None:
+        """Keep the message of a notice."""
+        if isinstance(event, Notice):
+            self.messages.append(event.message)
+
+
+@pytest.mark.parametrize(("prompt", "is_written"), [("Be brief.", True), ('Say """ often.', False)])
+def test_build_modelfile_system_prompt(prompt: str, is_written: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a Modelfile can't hold is left out with a notice."""
+    monkeypatch.setattr("neftcli.export.ollama.list_stop_tokens", lambda *_: [2])
+    tokenizer, notices = tiny_tokenizer(), Notices()
+    tokenizer.chat_template = NAMED_TEMPLATES["chatml"]
+    text = build_modelfile(tokenizer, None, "model.gguf", prompt, notices)  # type: ignore[arg-type]
+    assert (f'SYSTEM """{prompt}"""' in text.splitlines()) == is_written
+    assert [message for message in notices.messages if "system prompt" in message] == (
+        [] if is_written else ['a Modelfile can\'t hold a system prompt that contains """, so it has none']
+    )
+    assert 'PARAMETER stop "</s>"' in text.splitlines()
