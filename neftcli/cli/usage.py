@@ -17,7 +17,12 @@ from neftcli.recipe.keys import keys
 
 MIN_PART = 5
 """Characters from which a part of an option's name suggests the option; shorter parts fit too many."""
-OTHER_COMMANDS = {"resume": "neft train --resume RUN", "sweep": "neft sweep-alpha", "finetune": "neft train"}
+OTHER_COMMANDS = {
+    "resume": "neft train --resume RUN",
+    "sweep": "neft sweep-alpha",
+    "finetune": "neft train",
+    "inspect": "neft data inspect",
+}
 """Names that people expect, and the command to type instead."""
 RUNS_COMMANDS = {
     "ls": "neft runs list",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,22 +11,24 @@ from neftcli.errors import InputError, Problem, first_line
 from neftcli.runs.catalog import stored_verdicts
 from neftcli.runs.markdown import escape_markdown, quote_markdown
 from neftcli.system.paths import exists
-from neftcli.training.model_card import RECIPE_SENTENCE
+from neftcli.training.model_card import RECIPE_SENTENCE, base_model_lines
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
+    from neftcli.evaluation.targets import EvalTarget
+    from neftcli.models.registry import ModelReference
     from neftcli.recipe.schema import Recipe
     from neftcli.runs.directory import RunDirectory
 
 
-def hub_card(file: Path, run: RunDirectory, recipe: Recipe, repository: str) -> ModelCard:
+def hub_card(file: Path, run: RunDirectory, target: EvalTarget, repository: str) -> ModelCard:
     """Return the card for a repository.
 
     Args:
         file: The card of the run's model, or of the merged model.
         run: The run.
-        recipe: Its recipe.
+        target: The same with its recipe and its base model.
         repository: The repository, as owner/name.
 
     Raises:
@@ -36,9 +39,10 @@ def hub_card(file: Path, run: RunDirectory, recipe: Recipe, repository: str) -> 
 
     try:
         text = file.read_text(encoding="utf-8").replace(RECIPE_SENTENCE, "The full recipe is in `recipe.yaml`.")
+        text = _load_base_from_hub(text, target.reference)
         card = ModelCard(text, ignore_metadata_errors=False)
         card.data.model_name = repository.rpartition("/")[2]
-        card.data.eval_results = _eval_results(run, recipe)
+        card.data.eval_results = _eval_results(run, target.recipe)
         card.data.pipeline_tag = "text-generation"
     except FileNotFoundError:
         hint = f"neft train --resume {shlex.quote(str(run.path))}    finishes the run"
@@ -49,6 +53,15 @@ def hub_card(file: Path, run: RunDirectory, recipe: Recipe, repository: str) -> 
     if comparisons := _comparisons(run):
         card.text = f"{card.text.rstrip()}\n\n{comparisons}\n"
     return card
+
+
+def _load_base_from_hub(text: str, reference: ModelReference) -> str:
+    """Replace the lines of Python that load a .gguf file of this machine by those that load its original on the hub."""
+    if reference.kind != "gguf" or reference.alias is None:
+        return text
+    original = replace(reference, kind="hub", location=reference.alias.hub_id, revision=None)
+    here, on_the_hub = ("\n".join(base_model_lines(base, "")) for base in (reference, original))
+    return text.replace(here, on_the_hub)
 
 
 def _eval_results(run: RunDirectory, recipe: Recipe) -> list[EvalResult]:

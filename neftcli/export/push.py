@@ -6,6 +6,7 @@ connection broke are not sent again.
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping
@@ -75,7 +76,7 @@ def push_run(
         Interrupted: It was stopped by a signal; the repository has no new commit.
     """
     started = time.perf_counter()
-    _require_repository_name(name, repository)
+    _require_repository_name(name, repository, dry_run=dry_run)
     target, run = resolve_finished_run(name, "neft push", observer, trust_remote_code=trust_remote_code)
     if merged and not target.has_adapter():
         hint = f"neft push {name} {repository}    uploads it as it is"
@@ -91,7 +92,7 @@ def push_run(
     with TemporaryDirectory() as scratch, capture_library_output(Path(scratch) / "log"):
         exists = _require_usable_repository(api, name, repository, private=private, update=update)
         with _merged_model(target, run, observer, trust_remote_code=trust_remote_code, merged=merged) as folder:
-            card = hub_card(folder / CARD, run, target.recipe, repository)
+            card = hub_card(folder / CARD, run, target, repository)
             files = {**_list_files(folder), CARD: str(card).encode(), RECIPE: run.path / RECIPE}
             if not exists:
                 with _explain_failures(repository, "no repository was created"):
@@ -112,7 +113,7 @@ def push_run(
     )
 
 
-def _require_repository_name(run: str, repository: str) -> None:
+def _require_repository_name(run: str, repository: str, *, dry_run: bool) -> None:
     """Check the name of a repository.
 
     Raises:
@@ -128,7 +129,9 @@ def _require_repository_name(run: str, repository: str) -> None:
     except HFValidationError as error:
         reason = reason or first_line(error)
     if reason:
-        example = f"neft push {run} {owner if slash and owner else 'YOUR_NAME'}/{Path(run).name}"
+        valid = re.sub(r"[^\w.-]+", "-", name if slash else repository).strip("-.") or Path(run).name
+        example = f"neft push {shlex.quote(run)} {owner if slash and owner else 'YOUR_NAME'}/{valid}"
+        example += " --dry-run" if dry_run else ""
         raise InputError(Problem(f"a repository is owner/name: {reason}", repository, example))
 
 
@@ -148,7 +151,7 @@ def _plan_push(
     target: EvalTarget, run: RunDirectory, repository: str, url: str, *, private: bool, merged: bool
 ) -> PushPlanned:
     """Return what would be uploaded; of a merged model, the files that are known before."""
-    card = hub_card(run.model / CARD, run, target.recipe, repository)
+    card = hub_card(run.model / CARD, run, target, repository)
     files: Mapping[str, Content] = {**_list_files(run.model), CARD: str(card).encode(), RECIPE: run.path / RECIPE}
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     if merged:

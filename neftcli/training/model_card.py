@@ -123,7 +123,7 @@ def _usage(recipe: Recipe, reference: ModelReference, *, chat: bool) -> list[str
     lines = [f"from transformers import {', '.join(classes)}", "", 'folder = "."  # where this card is']
     if adapter:
         lines.insert(0, "from peft import PeftModel")
-        lines += [*_base_model(reference, trust), "model = PeftModel.from_pretrained(model, folder)"]
+        lines += [*base_model_lines(reference, trust), "model = PeftModel.from_pretrained(model, folder)"]
     else:
         lines.append(f"model = AutoModelForCausalLM.from_pretrained(folder{trust})")
     lines.append(f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})")
@@ -148,7 +148,7 @@ def _usage(recipe: Recipe, reference: ModelReference, *, chat: bool) -> list[str
     return [f"{fence}python", *lines, fence]
 
 
-def _base_model(reference: ModelReference, trust: str) -> list[str]:
+def base_model_lines(reference: ModelReference, trust: str) -> list[str]:
     """Write the lines of Python that load an adapter's base model."""
     if reference.kind != "gguf":
         revision = f", revision={json.dumps(reference.revision)}" if reference.revision else ""

@@ -272,12 +272,12 @@ def _(event: events.MergeFinished) -> list[Line]:
     text = f"{event.folder} · {event.dtype} · {format_bytes(event.size)} · {rough_duration(event.seconds)}"
     adapter = {"lora": "LoRA", "qlora": "QLoRA"}.get(event.method)
     origin = f"{event.run} ({adapter} on {event.base})" if adapter else event.run
-    reason = "evaluate it as a model; transformers and vLLM load it too"
+    reason = "talk to it; transformers and vLLM load it too"
     return [
         Line("merged", text, "strong"),
         Line("merged", f"from {origin}", "dim"),
         Line("check", comparison_text(event.comparison)),
-        Line("next", f"neft eval {shlex.quote(event.folder)}    {reason}", "dim"),
+        Line("next", f"neft chat {shlex.quote(event.folder)}    {reason}", "dim"),
     ]
 
 
@@ -300,7 +300,8 @@ def _(event: events.PushPlanned) -> list[Line]:
     result.append(Line("push", f"{count_noun(len(event.files), 'file')}, {size}{weights}:", "dim"))
     result += [Line("push", f"  {file.path} ({format_bytes(file.size)})", "dim") for file in event.files]
     result.append(Line("push", "metadata of the model card:", "dim"))
-    return [*result, *(Line("push", f"  {line}", "dim") for line in event.metadata.splitlines())]
+    result += [Line("push", f"  {line}", "dim") for line in event.metadata.splitlines()]
+    return [*result, Line("push", "nothing was uploaded; without --dry-run neft uploads it")]
 
 
 @lines.register
