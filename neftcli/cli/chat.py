@@ -76,6 +76,9 @@ def chat(
     input is a question, and the answers are written to standard output.
     """
     require_single_process("neft chat")
+    if sys.stdin is None:
+        hint = f"echo QUESTION | neft chat {shlex.quote(target)}"
+        raise InputError(Problem("standard input is closed, so there is no question", hint=hint))
     from neftcli.inference.chat import ChatRequest, open_chat
 
     request = ChatRequest(target, against, tuple(overrides), seed)

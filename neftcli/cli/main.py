@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import shlex
 import signal
@@ -24,6 +25,7 @@ from neftcli.errors import (
     INTERNAL_MESSAGE,
     PERMISSION,
     USAGE,
+    InputError,
     Interrupted,
     NeftError,
     Preempted,
@@ -289,6 +291,10 @@ def main() -> None:
             hint = f"ls -l {shlex.quote(path)}    shows the permissions"
             problem = Problem(f"{path}: no permission to read or write it", first_line(error), hint, code=PERMISSION)
             _report([problem], 2)
+            sys.exit(2)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            message = "a file name or path is too long for this file system"
+            _report([Problem(message, str(error.filename), code=InputError.code)], 2)
             sys.exit(2)
         if debug:
             raise

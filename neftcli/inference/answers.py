@@ -238,7 +238,7 @@ class AnswerFiles:
         """Return which answers are on disk."""
         if self.out.exists():
             return f"all answers are in {self.out}"
-        if self.partial.exists():
+        if self.partial.exists() and self.partial.stat().st_size:
             return f"answers so far are kept in {self.partial}"
         return "there are no answers yet"
 

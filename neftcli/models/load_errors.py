@@ -67,7 +67,7 @@ def translate_load_errors(reference: ModelReference) -> Iterator[None]:
         raise ModelError(
             Problem(f"model.name: {name} needs a package that is not installed", library_message(error))
         ) from error
-    except LibraryPanic as error:  # in tokenizer.json or in weights
+    except (LibraryPanic, NotImplementedError) as error:  # in tokenizer.json or in weights; in adapter_config.json
         raise _unloadable_error(reference, error) from error
     except NeftError:
         raise

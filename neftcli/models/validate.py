@@ -106,7 +106,7 @@ def _require_causal(reference: ModelReference, settings: Settings) -> None:
         kind = "an embedding model of sentence-transformers (modules.json)"
     if not kind:
         return
-    architectures = ", ".join(map(str, settings.get("architectures") or ())) or "no architecture in its config.json"
+    architectures = ", ".join(_architectures(settings)) or "no architecture in its config.json"
     raise ModelError(
         Problem(
             f"model.name: {reference.name} is not a causal language model ({settings.get('model_type')})",
@@ -116,13 +116,19 @@ def _require_causal(reference: ModelReference, settings: Settings) -> None:
     )
 
 
+def _architectures(settings: Settings) -> list[str]:
+    """Return the architectures that a config.json names."""
+    names = settings.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
 def _other_kind(settings: Settings) -> str:
     """Describe a model that isn't a causal language model; empty if it is one, or transformers doesn't know it."""
     model_type = settings.get("model_type")
     auto_map = settings.get("auto_map")
     if not isinstance(model_type, str) or (isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map):
         return ""
-    named = [name for name in settings.get("architectures") or () if isinstance(name, str)]
+    named = _architectures(settings)
     if settings.get("is_causal") is False or settings.get("use_bidirectional_attention") is True:
         return "its attention is bidirectional, as in embedding models"
     may_be_encoder = settings.get("is_encoder_decoder") or "type_vocab_size" in settings

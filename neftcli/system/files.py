@@ -79,6 +79,7 @@ def require_no_link(path: Path) -> None:
         hint += "    removes the link, not its target"
         raise InputError(Problem(f"{path}: neft does not write through links", f"a link to {path.readlink()}", hint))
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        hint = "use a different path; this one is a device, a pipe or a socket"
         raise InputError(Problem(f"{path}: neft writes only to files and folders", stat.filemode(mode), hint))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
+from neftcli.errors import INTERNAL_MESSAGE
 from tests.bad_input import Case, Content, Neft, rejection
 
 ROWS = "".join(f'{{"prompt": "question {number}", "completion": "answer"}}\n' for number in range(20))
@@ -186,3 +187,16 @@ def test_data_inspect_uses_alpaca_without_a_chat_template(neft: Neft) -> None:
     result = neft("data", "inspect", "--model", TINY["llama"], "--dataset", "rows.jsonl", "--rows", "1")
     assert result.code == 0
     assert "data: chat template alpaca\n" in result.out
+
+
+@pytest.mark.parametrize("architectures", [5, "LlamaForCausalLM", [5]])
+def test_train_names_of_architectures_that_are_no_list(
+    neft: Neft, tiny_folder: Callable[[str], Path], tmp_path: Path, architectures: object
+) -> None:
+    """They decide nothing; the model type does."""
+    model = shutil.copytree(tiny_folder("llama"), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    result = neft("train", "--model", model, "--dataset", tmp_path / "rows.jsonl", "--dry-run", "--quiet")
+    assert INTERNAL_MESSAGE not in result.err

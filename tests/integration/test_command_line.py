@@ -375,3 +375,17 @@ def test_train_continues_without_a_reader(quick: list[str], form: list[str], tmp
     [record] = tmp_path.glob("runs/*/run.json")
     assert json.loads(record.read_text())["status"] == "finished"
     assert list(record.parent.glob("model/*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["c" * 300, "d/" * 2100])
+def test_train_rejects_a_path_that_is_too_long(neft: Neft, quick: list[str], name: str) -> None:
+    result = neft(*quick, "--output-dir", name)
+    assert result.code == 2
+    assert "too long" in result.err
+    assert INTERNAL_MESSAGE not in result.err
+
+
+def test_chat_without_standard_input() -> None:
+    command = f"exec '{sys.executable}' -m neftcli chat smollm2-135m <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, "standard input is closed" in done.stderr) == (2, True)
