@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from neftcli.cli.arguments import RunOrModelArgument
 from neftcli.cli.chat import CHAT_FLAGS
-from neftcli.cli.completion import complete_run_or_model
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.cli.options import with_overrides
@@ -18,12 +16,7 @@ from neftcli.system.distributed import require_single_process
 @with_overrides("answer", CHAT_FLAGS, "the run's")
 def answer(
     overrides: list[dict[str, Any]],
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|MODEL", help="Folder or name of a run, or a model", autocompletion=complete_run_or_model
-        ),
-    ],
+    target: RunOrModelArgument,
     dataset: Annotated[
         str, panel("Data", "--dataset", metavar="TEXT", help="Rows to answer, with or without answers of their own")
     ],

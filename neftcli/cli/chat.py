@@ -10,9 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from neftcli.cli.completion import complete_run_or_model
+from neftcli.cli.arguments import RunOrModelArgument
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, panel
 from neftcli.cli.options import with_overrides
@@ -49,12 +47,7 @@ MORE_HELP = (
 @with_overrides("chat", CHAT_FLAGS, "the run's")
 def chat(
     overrides: list[dict[str, Any]],
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|MODEL", help="Folder or name of a run, or a model", autocompletion=complete_run_or_model
-        ),
-    ],
+    target: RunOrModelArgument,
     against: Annotated[
         str | None,
         panel(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
+from neftcli.cli.arguments import RunOrModelArgument
 from neftcli.cli.completion import complete_run_or_model
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, QuietOption, panel
@@ -19,12 +18,7 @@ EVAL_FLAGS = ("model.revision", "model.chat_template", "model.trust_remote_code"
 @with_overrides("eval", EVAL_FLAGS, "the run's")
 def evaluate(
     overrides: list[dict[str, Any]],
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|MODEL", help="Folder or name of a run, or a model", autocompletion=complete_run_or_model
-        ),
-    ],
+    target: RunOrModelArgument,
     baseline: Annotated[
         str | None,
         panel(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from neftcli.cli.completion import complete_run
+from neftcli.cli.arguments import RunArgument, TrustOption
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.export.export_targets import EXPORT_TARGETS, QUANTIZATIONS
@@ -14,7 +12,7 @@ from neftcli.system.distributed import require_single_process
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder or name of a run", autocompletion=complete_run)],
+    run: RunArgument,
     to: Annotated[
         str,
         panel("Export", "--to", metavar="TARGET", help=f"Program or format: {', '.join(EXPORT_TARGETS)}"),
@@ -37,9 +35,7 @@ def export(
             help=f"Type of the matrices: {', '.join(QUANTIZATIONS)}  [default: f16]",
         ),
     ] = None,
-    trust_remote_code: Annotated[
-        bool, panel("Export", "--trust-remote-code", help="Run Python code that comes with the base model")
-    ] = False,
+    trust_remote_code: TrustOption = False,
     json_lines: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

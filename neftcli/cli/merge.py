@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from neftcli.cli.completion import complete_run
+from neftcli.cli.arguments import RunArgument, TrustOption
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.system.distributed import require_single_process
 
 
 def merge(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder or name of a run", autocompletion=complete_run)],
+    run: RunArgument,
     out: Annotated[str, panel("Model", "--out", metavar="FOLDER", help="New or empty folder for the model")],
     dtype: Annotated[
         str | None,
@@ -24,9 +22,7 @@ def merge(
             help="Type of the weights: float32, bfloat16, float16  [default: the base model's]",
         ),
     ] = None,
-    trust_remote_code: Annotated[
-        bool, panel("Model", "--trust-remote-code", help="Run Python code that comes with the base model")
-    ] = False,
+    trust_remote_code: TrustOption = False,
     json_lines: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

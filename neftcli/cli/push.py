@@ -6,17 +6,14 @@ from typing import Annotated
 
 import typer
 
-from neftcli.cli.completion import complete_run
+from neftcli.cli.arguments import RunArgument, TrustOption
 from neftcli.cli.display import choose_display
 from neftcli.cli.help import JsonOption, QuietOption, panel
 from neftcli.system.distributed import require_single_process
 
 
 def push(
-    run: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="Folder or name of a run", autocompletion=complete_run),
-    ],
+    run: RunArgument,
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub")],
     private: Annotated[bool, panel("Repository", "--private", help="Create a private repository")] = False,
     update: Annotated[
@@ -25,9 +22,7 @@ def push(
     merged: Annotated[
         bool, panel("Model", "--merged", help="Merge the adapter first, and upload a model that needs no base model")
     ] = False,
-    trust_remote_code: Annotated[
-        bool, panel("Model", "--trust-remote-code", help="Run Python code that comes with the base model")
-    ] = False,
+    trust_remote_code: TrustOption = False,
     dry_run: Annotated[bool, panel("Output", "--dry-run", help="Show what would be uploaded, upload nothing")] = False,
     json_lines: JsonOption = False,
     quiet: QuietOption = False,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -16,9 +15,10 @@ from neftcli.errors import DataError, NeftError, Problem
 from neftcli.evaluation.cache import Result, ResultCache, lock_results
 from neftcli.evaluation.generation import Answer, iter_answers
 from neftcli.evaluation.loss import RowLoss, iter_losses
+from neftcli.evaluation.progress import ProgressReporter
 from neftcli.evaluation.task_files import is_task_file
 from neftcli.evaluation.tasks import TaskResult, run_tasks
-from neftcli.events import Notice, Observer, Phase, PhaseId, PhaseProgress
+from neftcli.events import Notice, Observer, Phase, PhaseId
 from neftcli.metrics.answer_metrics import AnswerMetrics, measure_answer
 from neftcli.models.limits import (
     embedding_size,
@@ -59,34 +59,6 @@ class ModelResults:
     answers: tuple[Answer, ...] = ()
     metrics: tuple[AnswerMetrics, ...] = ()
     tasks: tuple[TaskResult, ...] = ()
-
-
-PROGRESS_UNITS = {PhaseId.COMPUTING_LOSSES: ("rows", "rows"), PhaseId.GENERATING_ANSWERS: ("answers", "tokens")}
-"""Unit of the items of a phase, and unit of its rate."""
-
-
-class ProgressReporter:
-    """Notifies an observer of the progress of a phase, with its rate and the remaining time."""
-
-    def __init__(self, phase: PhaseId, target: str, known: int, total: int, observer: Observer) -> None:
-        self._phase, self._target, self._known, self._total = phase, target, known, total
-        self._units, self._observer = PROGRESS_UNITS[phase], observer
-        self._begun, self._amount = time.perf_counter(), 0
-        self._report(known, 0.0, 0.0, 0.0)
-
-    def add(self, done: int, amount: int) -> None:
-        """Notify that `done` items are done in all, and `amount` more of the rate's unit since the last call."""
-        self._amount += amount
-        elapsed = time.perf_counter() - self._begun
-        remaining = elapsed / max(1, done - self._known) * (self._total - done)
-        rate = self._amount / elapsed if elapsed else 0.0
-        self._report(done, elapsed, remaining, rate)
-
-    def _report(self, done: int, elapsed: float, remaining: float, rate: float) -> None:
-        unit, rate_unit = self._units
-        self._observer.notify(
-            PhaseProgress(self._phase, done, self._total, elapsed, remaining, unit, rate, rate_unit, self._target)
-        )
 
 
 def model_identity(target: EvalTarget, chat: ChatFormat, compute: ComputeConfig) -> dict[str, Any]:

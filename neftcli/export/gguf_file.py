@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, ModelError, Problem
-from neftcli.events import Notice, Observer, PhaseId, PhaseProgress
+from neftcli.evaluation.progress import ProgressReporter
+from neftcli.events import Notice, Observer, PhaseId
 from neftcli.export.gguf_vocabulary import read_gguf_vocabulary
 from neftcli.models.gguf import END_OF_TURN
 
@@ -121,17 +121,12 @@ def write_gguf(tuned: TunedModel, run: RunDirectory, quantization: str, file: Pa
     writer.write_header_to_file(file)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    started, done = time.perf_counter(), 0
-    total = sum(weight.numel() for _, weight in tensors)
+    done, total = 0, sum(weight.numel() for _, weight in tensors)
+    progress = ProgressReporter(PhaseId.WRITING_GGUF, "", done, total, observer)
     for (_, weight), kind in zip(tensors, types, strict=True):
         writer.write_tensor_data(gguf.quantize(weight.float().contiguous().numpy(), kind))
         done += weight.numel()
-        elapsed = time.perf_counter() - started
-        rate = done / elapsed if elapsed else 0.0
-        remaining = (total - done) / rate if rate else 0.0
-        observer.notify(
-            PhaseProgress(PhaseId.WRITING_GGUF, done, total, elapsed, remaining, "weights", rate, "weights")
-        )
+        progress.add(done, weight.numel())
     writer.close()
 
 

@@ -109,7 +109,7 @@ def derive_turn_template(tokenizer: PreTrainedTokenizerBase) -> TurnTemplate | N
 
 
 def _derive(render: Any, bos: str, *, has_system: bool) -> TurnTemplate | None:
-    """Split rendered conversations at their marks; None if a part is not where a template by turns has it."""
+    """Split rendered conversations at their marks; None unless each turn is rendered by itself."""
     turns = _MARKED[1:]
     whole = _split(render(turns, prompt=False), turns)
     asked = _split(render(turns[:1], prompt=False), turns[:1])

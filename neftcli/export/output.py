@@ -16,6 +16,7 @@ from neftcli.system.files import (
     remove_if_possible,
     remove_stale_files,
     require_no_link,
+    require_short_name,
     temporary_name,
 )
 from neftcli.system.paths import expand_home
@@ -47,6 +48,7 @@ def require_new_output(name: str, *, folder: bool) -> Path:
         nearest = next(part for part in (parent, *parent.parents) if part.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
             raise InputError(Problem(f"--out: {nearest} can't be written to", name, "--out PATH    in another folder"))
+        require_short_name(path, temporary_name(path.name))
     except (OSError, ValueError) as error:  # a name that no file system has, or a folder without permission
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(

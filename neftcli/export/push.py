@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, Interrupted, NeftError, Problem, describe_error, first_line
-from neftcli.events import Notice, Phase, PhaseId, PhaseProgress, PushedFile, PushFinished, PushPlanned
+from neftcli.evaluation.progress import ProgressReporter
+from neftcli.events import Notice, Phase, PhaseId, PushedFile, PushFinished, PushPlanned
 from neftcli.export.hub_card import hub_card
 from neftcli.export.merge import CARD, write_merged
 from neftcli.export.output import ExportError
@@ -79,7 +80,7 @@ def push_run(
     _require_repository_name(name, repository, dry_run=dry_run)
     target, run = resolve_finished_run(name, "neft push", observer, trust_remote_code=trust_remote_code)
     if merged and not target.has_adapter():
-        hint = f"neft push {name} {repository}    uploads it as it is"
+        hint = f"neft push {shlex.quote(name)} {repository}    uploads it as it is"
         raise InputError(Problem("--merged is for runs with an adapter", target.recipe.method().describe(), hint))
     require_no_links(run.model)
     require_no_link(run.path / RECIPE)
@@ -245,17 +246,12 @@ def _upload(
                 CommitOperationAdd(path_in_repo=name, path_or_fileobj=file if isinstance(file, bytes) else str(file))
                 for name, file in files.items()
             ]
-            total, started = sum(addition.upload_info.size for addition in additions), time.perf_counter()
-            observer.notify(Phase(PhaseId.UPLOADING))
+            total = sum(addition.upload_info.size for addition in additions)
+            progress = ProgressReporter(PhaseId.UPLOADING, "", 0, total, observer)
             for addition in additions:
                 api.preupload_lfs_files(repository, [addition], free_memory=False)
                 done += addition.upload_info.size
-                elapsed = time.perf_counter() - started
-                rate = done / elapsed
-                remaining = (total - done) / rate if rate else 0.0
-                observer.notify(
-                    PhaseProgress(PhaseId.UPLOADING, done, total, elapsed, remaining, "bytes", rate, "bytes")
-                )
+                progress.add(done, addition.upload_info.size)
             commit = api.create_commit(repository, additions, commit_message=message)
     finally:
         if shows_bars:
@@ -290,6 +286,9 @@ def _explain_failures(repository: str, state: str) -> Iterator[None]:
             cause = cause.__cause__  # the client wraps errors of its threads
         if isinstance(cause, HfHubHTTPError):
             raise ExportError(_describe_response(repository, state, cause)) from error
+        if isinstance(cause, OSError) and cause.filename is not None:
+            message = f"{cause.filename}: the file can't be read; {state}"
+            raise ExportError(Problem(message, cause.strerror or str(cause))) from error
         if isinstance(cause, HTTPError | OSError):
             message = f"{repository}: the connection to the hub failed; {state}"
             raise ExportError(Problem(message, describe_error(cause), again)) from error

@@ -11,14 +11,14 @@ with the output layer and the adapter changes only one of them, the merged model
 from __future__ import annotations
 
 import gc
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import OUT_OF_MEMORY, InputError, ModelError, Problem
+from neftcli.evaluation.progress import ProgressReporter
 from neftcli.evaluation.targets import EvalTarget, resolve_target
-from neftcli.events import Notice, Phase, PhaseId, PhaseProgress
+from neftcli.events import Notice, Phase, PhaseId
 from neftcli.export.logits import RunLogits, compute_run_logits
 from neftcli.recipe.trust import TRUST
 from neftcli.recipe.yaml_file import Setting
@@ -246,12 +246,7 @@ def _merge_layers(model: Any, observer: Observer) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    started = time.perf_counter()
+    progress = ProgressReporter(PhaseId.MERGING_LAYERS, "", 0, len(layers), observer)
     for number, layer in enumerate(layers, 1):
         layer.merge()
-        elapsed = time.perf_counter() - started
-        rate = number / elapsed if elapsed else 0.0
-        remaining = (len(layers) - number) / rate if rate else 0.0
-        observer.notify(
-            PhaseProgress(PhaseId.MERGING_LAYERS, number, len(layers), elapsed, remaining, "layers", rate, "layers")
-        )
+        progress.add(number, 1)

@@ -41,7 +41,14 @@ from neftcli.inference.setup import MODEL_OPTIONS, check_targets, resolve_answer
 from neftcli.rows.example import Example, Turn
 from neftcli.runs.directory import format_json_line
 from neftcli.runs.schemas import RecordedCount, parse_json
-from neftcli.system.files import atomic_write, read_json_object, remove, require_no_link
+from neftcli.system.files import (
+    atomic_write,
+    read_json_object,
+    remove,
+    require_no_link,
+    require_short_name,
+    temporary_name,
+)
 from neftcli.system.libraries import capture_library_output, prepare_libraries
 from neftcli.system.locks import acquire_lock
 from neftcli.system.paths import expand_home
@@ -138,6 +145,11 @@ class AnswerFiles:
             raise InputError(Problem("--out: the folder does not exist", str(out.parent), hint))
         if out.exists() and out.resolve() == expand_home(dataset).resolve():
             raise InputError(Problem("--out would replace the questions", str(out), "--out answers.jsonl"))
+        try:
+            require_short_name(out, temporary_name(self.settings.name))
+        except OSError as error:
+            hint = "--out FILE    with a shorter name"
+            raise InputError(Problem(f"--out: {out} can't be written", error.strerror or str(error), hint)) from None
         for file in (out, self.partial, self.settings, self._lock):
             require_no_link(file)
 
@@ -288,7 +300,8 @@ def _answer(
 ) -> AnswersWritten:
     """Generate the answers that are missing, and write the file."""
     from neftcli.evaluation.generation import iter_answers
-    from neftcli.evaluation.measurement import ProgressReporter, effective_settings, model_identity
+    from neftcli.evaluation.measurement import effective_settings, model_identity
+    from neftcli.evaluation.progress import ProgressReporter
     from neftcli.models.limits import embedding_size, max_prompt_length, require_embeddings
     from neftcli.models.loading import load_config
 

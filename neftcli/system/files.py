@@ -44,6 +44,17 @@ def temporary_name(name: str) -> str:
     return f".{name}.neft-{token_hex(4)}"
 
 
+def require_short_name(path: Path, other: str) -> None:
+    """Check that the file system allows a path, and a longer name beside it that is written first.
+
+    Raises:
+        OSError: The name or the path is too long.
+    """
+    for candidate in (path, path.with_name(other)):
+        with suppress(FileNotFoundError):
+            candidate.lstat()
+
+
 def restrict_umask() -> None:
     """Let only the user and the group write files of this process, whatever umask it was started with."""
     os.umask(os.umask(0o077) | WRITABLE_BY_ALL)

@@ -199,7 +199,7 @@ class Reporter(TrainerCallback):
         self._log(StepLogged.id, state, logs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Pass on that a checkpoint was saved, which some trackers upload if their environment says so."""
+        """Pass on that a checkpoint was saved: with their own variables set, some trackers upload it."""
         for connection in self._connections:
             self._call(connection, lambda: connection.callback.on_save(args, state, control, **kwargs))  # noqa: B023
 

@@ -314,6 +314,7 @@ def test_answer_completion_has_the_think_marker_of_the_prompt(neft: Neft, tmp_pa
         ("folder", "--out must be a file"),
         ("missing/answers.jsonl", "the folder does not exist"),
         ("link.jsonl", "does not write through links"),
+        ("b" * 240, "File name too long"),
     ],
 )
 def test_answer_rejects_a_bad_out(

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
-from neftcli.errors import INTERNAL_MESSAGE
 from tests.bad_input import Case, Content, Neft, rejection
 
 ROWS = "".join(f'{{"prompt": "question {number}", "completion": "answer"}}\n' for number in range(20))
@@ -199,4 +198,4 @@ def test_train_names_of_architectures_that_are_no_list(
     (model / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
     result = neft("train", "--model", model, "--dataset", tmp_path / "rows.jsonl", "--dry-run", "--quiet")
-    assert INTERNAL_MESSAGE not in result.err
+    assert (result.code, result.err) == (0, "")

@@ -302,3 +302,15 @@ def test_merge_stopped_leaves_nothing(train_run: Callable[..., Path], tmp_path: 
         process.stdout.read()
     assert process.returncode == 130
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["merge"], ["export", "--to", "gguf"], ["export", "--to", "ollama"]])
+def test_output_with_a_name_that_is_too_long(
+    train_run: Callable[..., Path], tmp_path: Path, command: list[str]
+) -> None:
+    """Rejected before anything is loaded: 250 letters are a name, but the temporary name beside it is too long."""
+    result = call_neft(command[0], train_run("--lora"), *command[1:], "--out", tmp_path / ("c" * 250))
+    assert result.code == 2
+    assert "File name too long" in result.err
+    assert "loading" not in result.out
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ Oracles: the bytes that the hub has, and huggingface_hub's reader of model cards
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -145,6 +146,18 @@ def test_push_explains_failures_and_continues(
     assert set(hub.repositories.get(NAME, {})) <= {".gitattributes"}
     hub.answers, hub.cut = {}, set()
     assert push(run).code == 0  # the same command, although the repository exists by now
+
+
+def test_push_names_a_file_that_cant_be_read(run: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure on this machine is not one of the connection."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "adapter_model.safetensors")
+
+    monkeypatch.setattr("huggingface_hub.CommitOperationAdd", fail)
+    result = push(run)
+    assert result.code == 1
+    assert "adapter_model.safetensors: the file can't be read; it has no new commit" in result.err
 
 
 @pytest.mark.parametrize("name", ["my-model", "/my-model", "me/", "me/a b", "me/you/my-model", "me/.git"])

@@ -15,7 +15,7 @@ from neftcli import events
 from neftcli.cli.display.format import PHASES, phase_text
 from neftcli.errors import DISK_FULL, INTERNAL, OUT_OF_MEMORY, PERMISSION, USAGE, DataError, NeftError, Problem
 from neftcli.evaluation.judge import JudgeError
-from neftcli.evaluation.measurement import PROGRESS_UNITS
+from neftcli.evaluation.progress import PROGRESS_UNITS
 from neftcli.events import reference
 from neftcli.metrics.registry import METRICS_BY_ID as METRICS
 from neftcli.sweep.reporter import SweepError
