@@ -602,7 +602,7 @@ class Evaluation:
     """Measurements of training and of `neft eval`, always without noise."""
 
     every: Annotated[
-        Annotated[float, Gt(0), Le(1)], Option("Share of the run between evaluations; 0.25 gives four")
+        Annotated[float, Ge(0.0001), Le(1)], Option("Share of the run between evaluations; 0.25 gives four")
     ] = 0.25
     probe_rows: Annotated[Annotated[int, Ge(0)], Option("Training rows whose loss is measured without noise")] = 32
     samples: Annotated[

@@ -129,8 +129,8 @@ class SavePlan:
     def count_remaining(self, step: int, total_steps: int, training_seconds: float) -> int:
         """Count the checkpoints that are still to save once `step` is done, `training_seconds` before the end."""
         by_steps = (total_steps - 1) // self.save_steps - (step - 1) // self.save_steps if self.save_steps else 0
-        by_minutes = int(training_seconds / (60 * self.save_minutes)) if self.save_minutes else 0
-        return max(by_steps, 0) + by_minutes
+        by_minutes = training_seconds / (60 * self.save_minutes) if self.save_minutes else 0
+        return int(min(max(by_steps, 0) + by_minutes, max(total_steps - step, 0)))
 
 
 class TrainingClock:

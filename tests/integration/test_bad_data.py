@@ -233,10 +233,17 @@ DATA = {
     "a cell of 100 MB": data("rows.csv", huge(b"prompt,completion\n")),
     "a truncated list of 100 MB": data("rows.json", huge(b'[{"prompt": "q", "completion": "')),
 }
+SLOW = ("a row of 100 MB", "a cell of 100 MB")
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("name", [name for name in DATA if name not in SLOW])
 def test_train_rejects_data(neft: Neft, snapshot: SnapshotAssertion, name: str) -> None:
+    assert rejection(neft, DATA[name]) == snapshot
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_train_rejects_huge_data(neft: Neft, snapshot: SnapshotAssertion, name: str) -> None:
     assert rejection(neft, DATA[name]) == snapshot
 
 

@@ -869,6 +869,16 @@ def test_recipe_fingerprint_of_trackers_and_selection() -> None:
     assert recipe_differences(*selecting) == {"evaluation.every": (0.25, 0.1)}
 
 
+def test_resolve_recipe_share_between_evaluations_too_small() -> None:
+    """A share so small that its inverse is infinite can't be counted in evaluations."""
+    with pytest.raises(RecipeError) as raised:
+        resolve_recipe([parse_assignment("evaluation.every=1e-309"), parse_assignment("training.keep=best")])
+    [problem] = raised.value.problems
+    assert "evaluation.every" in problem.message
+    assert "0.0001 or more" in problem.message + problem.hint
+    resolve_recipe([parse_assignment("evaluation.every=0.0001"), parse_assignment("training.keep=best")])
+
+
 @pytest.mark.parametrize(
     ("assignments", "message", "hint"),
     [

@@ -91,6 +91,7 @@ def test_save_plan_count_remaining() -> None:
     assert SavePlan(save_steps=10).count_remaining(10, 100, 0) == 9  # that of this step is still to come
     assert SavePlan(save_steps=10).count_remaining(100, 100, 0) == 0
     assert SavePlan(save_minutes=15).count_remaining(1, 100, 3600) == 4
+    assert SavePlan(save_minutes=1e-309).count_remaining(90, 100, 3600) == 10  # at most one a step
     assert SavePlan().count_remaining(1, 100, 3600) == 0
 
 
