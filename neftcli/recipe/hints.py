@@ -45,9 +45,9 @@ def _describe_bound(bound: Any) -> str:
         case Gt(gt=limit):
             return f"above {limit}"
         case Le(le=limit):
-            return f"at most {limit}"
+            return f"at most {limit:,}"
         case Lt(lt=limit):
-            return "" if limit == float("inf") else f"below {limit}"
+            return "" if limit == float("inf") else f"below {limit:,}"
         case _:
             return ""
 

@@ -50,7 +50,10 @@ class Option:
 NonNegative = Annotated[float, Ge(0), Lt(float("inf"))]
 Positive = Annotated[float, Gt(0), Lt(float("inf"))]
 Fraction = Annotated[float, Ge(0), Le(1)]
-Count = Annotated[int, Gt(0)]
+MAX_COUNT = 1_000_000_000
+"""Limit of whole numbers: those of the libraries end at 2^63, some at 2^31."""
+Count = Annotated[int, Gt(0), Le(MAX_COUNT)]
+CountOrZero = Annotated[int, Ge(0), Le(MAX_COUNT)]
 Name = Annotated[str, MinLen(1)]
 ANSWERING = ("chat", "answer")
 """Commands whose only work is to generate answers; they have flags for the settings of generation."""
@@ -178,7 +181,7 @@ class Data:
         ),
     ] = None
     max_length: Annotated[
-        Annotated[int, Ge(8)],
+        Annotated[int, Ge(8), Le(MAX_COUNT)],
         Option("Maximum length of a row in tokens", "--max-length", "Longer rows are truncated and counted."),
     ] = 1024
     loss_on: Annotated[
@@ -195,7 +198,7 @@ class Data:
         Option("Learn or drop the reasoning in answers (reasoning_content, thinking)"),
     ] = "learn"
     held_out_rows: Annotated[
-        Annotated[int, Ge(0)],
+        CountOrZero,
         Option(
             "Number of held-out rows to evaluate on",
             "--held-out-rows",
@@ -500,14 +503,14 @@ class Generation:
         Count, Option("Maximum length of an answer in tokens", "--max-new-tokens", commands=ANSWERING)
     ] = 256
     repetition_penalty: Annotated[
-        Positive,
+        Annotated[float, Ge(0.01), Le(100)],
         Option("Repetition penalty; 1 is none, the authors used 1.2", "--repetition-penalty", commands=ANSWERING),
     ] = 1.2
     do_sample: Annotated[
         bool, Option("Sample instead of greedy decoding", "--sample", switch=True, commands=ANSWERING)
     ] = False
     temperature: Annotated[
-        Positive,
+        Annotated[float, Ge(0.01), Le(100)],
         Option(
             "Temperature of sampling",
             "--temperature",
@@ -553,7 +556,7 @@ class Judge:
     temperature: Annotated[NonNegative, Option("Temperature of the judge")] = 0.0
     concurrency: Annotated[Count, Option("Number of concurrent requests")] = 4
     timeout: Annotated[Positive, Option("Timeout of each request in seconds")] = 60.0
-    max_retries: Annotated[Annotated[int, Ge(0)], Option("Retries of a failed request, with backoff")] = 5
+    max_retries: Annotated[CountOrZero, Option("Retries of a failed request, with backoff")] = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -567,7 +570,7 @@ class TaskSettings:
         ),
     ] = False
     num_fewshot: Annotated[
-        Annotated[int, Ge(0)] | None,
+        CountOrZero | None,
         Option(
             "Examples in front of each question",
             "--num-fewshot",
@@ -604,10 +607,8 @@ class Evaluation:
     every: Annotated[
         Annotated[float, Ge(0.0001), Le(1)], Option("Share of the run between evaluations; 0.25 gives four")
     ] = 0.25
-    probe_rows: Annotated[Annotated[int, Ge(0)], Option("Training rows whose loss is measured without noise")] = 32
-    samples: Annotated[
-        Annotated[int, Ge(0)], Option("Held-out prompts to answer before and after training", "--samples")
-    ] = 3
+    probe_rows: Annotated[CountOrZero, Option("Training rows whose loss is measured without noise")] = 32
+    samples: Annotated[CountOrZero, Option("Held-out prompts to answer before and after training", "--samples")] = 3
     per_device_eval_batch_size: Annotated[
         Count, Option("Rows per batch when measuring loss", details="On OOM the batch size is halved.")
     ] = 16
@@ -677,7 +678,7 @@ class Sweep:
             commands=("sweep-alpha",),
         ),
     ] = "auto"
-    retries: Annotated[Annotated[int, Ge(0)], Option("Restarts of a cell whose worker died")] = 2
+    retries: Annotated[CountOrZero, Option("Restarts of a cell whose worker died")] = 2
 
 
 @dataclass(frozen=True, kw_only=True)

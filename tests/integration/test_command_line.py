@@ -124,7 +124,7 @@ def test_train_reports_all_bad_flags_at_once(neft: Neft) -> None:
         "--alpha: neftune.alpha must be a finite number, 0 or more\n"
         "  got      --alpha five\n"
         "  hint     --alpha 5    the default\n"
-        "--seed: training.seed must be a whole number, 0 or more, below 4294967296\n"
+        "--seed: training.seed must be a whole number, 0 or more, below 4,294,967,296\n"
         "  got      --seed -1\n"
         "  hint     --seed 0    the default\n"
         "3 errors; nothing was started.\n"

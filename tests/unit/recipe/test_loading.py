@@ -221,11 +221,11 @@ def test_resolve_recipe_scalar_for_section() -> None:
 @pytest.mark.parametrize(
     ("section", "line", "must"),
     [
-        ("training", "per_device_train_batch_size: eight", "a whole number, above 0"),
-        ("training", "per_device_train_batch_size: 2.5", "a whole number, above 0"),
+        ("training", "per_device_train_batch_size: eight", "a whole number, above 0, at most 1,000,000,000"),
+        ("training", "per_device_train_batch_size: 2.5", "a whole number, above 0, at most 1,000,000,000"),
         ("training", "learning_rate: '5e-5'", "a finite number, above 0"),
         ("training", "gradient_checkpointing: no", "true or false"),
-        ("training", "seed: 4294967296", "a whole number, 0 or more, below 4294967296"),
+        ("training", "seed: 4294967296", "a whole number, 0 or more, below 4,294,967,296"),
         ("training", "warmup_ratio: 1.5", "a finite number, 0 or more, at most 1"),
         (
             "training",
@@ -233,7 +233,7 @@ def test_resolve_recipe_scalar_for_section() -> None:
             "one of cosine, linear, constant, constant_with_warmup, polynomial, inverse_sqrt, cosine_with_min_lr, "
             "warmup_stable_decay",
         ),
-        ("data", "max_length: 7", "a whole number, 8 or more"),
+        ("data", "max_length: 7", "a whole number, 8 or more, at most 1,000,000,000"),
         ("data", "source:", "non-empty text"),
         ("model", "name: 350", "non-empty text"),
         ("neftune", "alpha: -5", "a finite number, 0 or more"),
@@ -277,7 +277,7 @@ def test_resolve_recipe_reports_all_errors() -> None:
         "--set lora: lora is not an option\n"
         "  got      lora=true\n"
         f"{SHOW}\n"
-        "--set data.max_length: data.max_length must be a whole number, 8 or more\n"
+        "--set data.max_length: data.max_length must be a whole number, 8 or more, at most 1,000,000,000\n"
         "  got      data.max_length=many\n"
         "  hint     --set data.max_length=1024    the default\n"
         "r.yaml, line 4: neftune.alpha must be a finite number, 0 or more\n"
@@ -590,7 +590,7 @@ def sources_problem(value: str) -> str:
         ("[{source: a, weight: 0}]", "entry 1: weight must be a finite number, above 0"),
         ("[{source: a, weight: -1}]", "entry 1: weight must be a finite number, above 0"),
         ("[{source: a, weight: .inf}]", "entry 1: weight must be a finite number, above 0"),
-        ("[{source: a, max_rows: 1.5}]", "entry 1: max_rows must be a whole number, above 0"),
+        ("[{source: a, max_rows: 1.5}]", "entry 1: max_rows must be a whole number, above 0, at most 1,000,000,000"),
         ("[{source: null}]", "entry 1: source must be non-empty text"),
         ("[{source: a, columns: [b]}]", "entry 1: columns must be a mapping of names to names"),
     ],
@@ -867,6 +867,20 @@ def test_recipe_fingerprint_of_trackers_and_selection() -> None:
     assert recipe_differences(*recipes) == {}
     selecting = [replace(recipe, training=replace(recipe.training, keep="best")) for recipe in recipes]
     assert recipe_differences(*selecting) == {"evaluation.every": (0.25, 0.1)}
+
+
+@pytest.mark.parametrize("path", [key.path for key in keys() if key.type_name.split("|")[0] == "INTEGER"])
+def test_resolve_recipe_whole_numbers_beyond_those_of_the_libraries(path: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        resolve_recipe([parse_assignment(f"{path}=9223372036854775808")])
+    assert f"{path} must be" in raised.value.problems[0].message
+
+
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty"])
+def test_resolve_recipe_divisors_of_logits(name: str) -> None:
+    """Logits divided by less are infinite in float32."""
+    with pytest.raises(RecipeError, match=rf"{name} must be a finite number, 0.01 or more, at most 100"):
+        resolve_recipe([parse_assignment(f"evaluation.generation.{name}=1e-300")])
 
 
 def test_resolve_recipe_share_between_evaluations_too_small() -> None:
