@@ -133,16 +133,23 @@ def _answer_lines(session: Chat) -> None:
     """Answer each line of standard input.
 
     Raises:
-        InputError: A line is not UTF-8, or too long for the model.
+        InputError: The first question is not UTF-8, or too long for the model.
+        NeftError: A later one is.
         Interrupted: Ctrl-C.
     """
     if sys.stdin.isatty():
         sys.stderr.write("each line is a question; Ctrl-D ends\n")
+    answered = 0
     try:
         for number, line in enumerate(sys.stdin.buffer, 1):
             question = _decode(line, number).strip()
             if question:
                 session.ask(question)
+                answered += 1
+    except InputError as error:
+        if not answered:
+            raise
+        raise NeftError(*error.problems) from None
     except _Terminated:
         raise
     except KeyboardInterrupt:

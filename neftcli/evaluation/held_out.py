@@ -16,6 +16,7 @@ from neftcli.errors import DataError, Problem
 from neftcli.evaluation.targets import EvalTarget, resolve_target
 from neftcli.events import EvaluationDataReady, Notice, Observer, Phase, PhaseId, RowsSource
 from neftcli.events.data import BUILTIN
+from neftcli.models.model_files import merged_run
 from neftcli.recipe.relative_paths import find_relative_paths
 from neftcli.rows.example import RowNotes
 from neftcli.runs.directory import RECIPE, find_run
@@ -87,6 +88,9 @@ def read_eval_rows(
         data = eval_data(main.recipe.data, dataset or BUILTIN, split, typed)
         questions = read_eval_examples(data)
         source = RowsSource(data.source, questions.sources[0].split)
+        if dataset is None and (run := merged_run(Path(main.reference.location))):
+            message = f"these are the built-in rows, not those of {run}, from which {main.name} was merged"
+            observer.notify(Notice(f"{message}: `neft eval {run}` measures its held-out rows, --dataset FILE others"))
         label = Path(data.source).name.partition(".")[0] or "rows"
     trained = _trained_prompts(targets, observer)
     unique = questions.examples.select(select_distinct(questions.examples))

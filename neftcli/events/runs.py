@@ -20,7 +20,7 @@ class RunStatus(StrEnum):
     KILLED = "killed"  # recorded as running, but no process holds its lock
     UNFINISHED = "unfinished"  # a sweep with cells that are not finished
     DAMAGED = "damaged"  # a file of a run or a sweep can't be read
-    FOREIGN = "foreign"  # not a folder of neft
+    OTHER = "other"  # neither a run nor a sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class RunSummary:
     Attributes:
         path: Its folder.
         kind: run, sweep or other.
-        status: finished, running, failed, preempted, interrupted, killed, unfinished, damaged or foreign.
+        status: finished, running, failed, preempted, interrupted, killed, unfinished, damaged or other.
         changed: Time of its end, or of its last change, in ISO 8601; empty if unknown.
         size_bytes: Bytes of its files; links are not followed.
         model: Name of the base model; empty if unknown.

@@ -24,7 +24,7 @@ from neftcli.export.output import (
     total_size,
 )
 from neftcli.export.tuned_model import TunedModel, check_run, load_tuned_model, resolve_finished_run
-from neftcli.models.model_files import folder_sha256
+from neftcli.models.model_files import MODEL_MANIFEST, folder_sha256
 from neftcli.models.registry import ModelReference
 from neftcli.runs.markdown import quote_markdown
 from neftcli.system.files import atomic_write, file_sha256, open_without_links, require_no_links
@@ -42,7 +42,6 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Types of the written weights, and their bytes."""
 SHARD_SIZE = "5GB"
 CARD = "README.md"
-MERGE_MANIFEST = "neft-manifest.json"
 MANIFEST_VERSION = 1
 
 
@@ -104,7 +103,7 @@ def write_merged(
             comparison = _compare_folder(tuned, hidden, folder, dtype, trust_remote_code=trust_remote_code)
             atomic_write(hidden / CARD, _merge_card(target, run, tuned, dtype, comparison))
             manifest = json.dumps(_build_manifest(target, run, hidden, dtype, comparison), indent=1) + "\n"
-            atomic_write(hidden / MERGE_MANIFEST, manifest)
+            atomic_write(hidden / MODEL_MANIFEST, manifest)
     return MergeFinished(
         run=str(run.path),
         folder=str(folder),
@@ -232,7 +231,7 @@ def _merge_card(
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
         "```",
         "",
-        f"`{MERGE_MANIFEST}` has the hashes of the base model, the adapter and the files.",
+        f"`{MODEL_MANIFEST}` has the hashes of the base model, the adapter and the files.",
         "",
     ]
     return "\n".join(lines)

@@ -123,17 +123,20 @@ def _require_repository_name(run: str, repository: str, *, dry_run: bool) -> Non
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    owner, slash, name = repository.partition("/")
-    reason = "" if slash and owner and name else "the owner is missing"
     try:
         validate_repo_id(repository)
-    except HFValidationError as error:
-        reason = reason or first_line(error)
-    if reason:
-        valid = re.sub(r"[^\w.-]+", "-", name if slash else repository).strip("-.") or Path(run).name
-        example = f"neft push {shlex.quote(run)} {owner if slash and owner else 'YOUR_NAME'}/{valid}"
-        example += " --dry-run" if dry_run else ""
-        raise InputError(Problem(f"a repository is owner/name: {reason}", repository, example))
+        if "/" in repository:
+            return
+        reason = "the owner is missing"
+    except HFValidationError:
+        reason = "letters, digits and - _ . without -- or .. and at most 96 characters"
+    *owners, name = [
+        re.sub(r"[^\w.-]+|-{2,}|\.{2,}", "-", part, flags=re.ASCII).strip("-.")
+        for part in repository.rstrip("/").split("/")
+    ]
+    example = f"neft push {shlex.quote(run)} {(owners or [''])[-1] or 'YOUR_NAME'}/{name or Path(run).name}"
+    example += " --dry-run" if dry_run else ""
+    raise InputError(Problem(f"a repository is owner/name: {reason}", repository or "an empty name", example))
 
 
 def _warn_of_local_base(target: EvalTarget, observer: Observer, *, merged: bool) -> None:

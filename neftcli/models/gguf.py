@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from neftcli.errors import ModelError, Problem, first_line
+from neftcli.models.model_files import MODEL_MANIFEST
 from neftcli.models.registry import ModelReference
 from neftcli.models.settings_files import convert_to_transformers_4, write_generation_config
 from neftcli.system.cache_folder import cache_folder, open_cache_folder
 from neftcli.system.files import count_bytes, file_sha256_once, read_json_object, remove, require_no_link
 from neftcli.system.locks import hold_lock
 
-CONVERSION_MANIFEST = "neft-manifest.json"
 FORMAT_VERSION = 2
 """Version of the converted files; entries of older versions are converted again."""
 CONVERSION_LOCK = ".lock"
@@ -37,7 +37,7 @@ def is_gguf_converted(file: Path) -> bool:
         digest = file_sha256_once(file)
     except OSError:  # not readable: reported when the model is loaded
         return False
-    return read_json_object(_entry_folder(digest) / CONVERSION_MANIFEST).get("version") == FORMAT_VERSION
+    return read_json_object(_entry_folder(digest) / MODEL_MANIFEST).get("version") == FORMAT_VERSION
 
 
 def is_gguf_locked(file: Path) -> bool:
@@ -85,7 +85,7 @@ def _convert_to(entry: Path, file: Path, digest: str) -> None:
         try:
             write_safetensors(file, scratch)
             manifest = json.dumps(_build_manifest(scratch, digest), indent=1)
-            (scratch / CONVERSION_MANIFEST).write_text(manifest, encoding="utf-8")
+            (scratch / MODEL_MANIFEST).write_text(manifest, encoding="utf-8")
             scratch.rename(entry)
         finally:
             remove(scratch)
@@ -148,14 +148,14 @@ def _entry_folder(digest: str) -> Path:
 
 def _build_manifest(entry: Path, digest: str) -> dict[str, Any]:
     """Compute the manifest of a folder: version, SHA-256 of the source, and size and SHA-256 of each file."""
-    files = sorted(item for item in entry.iterdir() if item.name != CONVERSION_MANIFEST)
+    files = sorted(item for item in entry.iterdir() if item.name != MODEL_MANIFEST)
     sizes = {item.name: [item.stat().st_size, file_sha256_once(item)] for item in files}
     return {"version": FORMAT_VERSION, "source": digest, "files": sizes}
 
 
 def _verifies(entry: Path, digest: str) -> bool:
     """Return whether an entry has exactly the files in its manifest."""
-    manifest = read_json_object(entry / CONVERSION_MANIFEST)
+    manifest = read_json_object(entry / MODEL_MANIFEST)
     if manifest.get("version") != FORMAT_VERSION:
         return False
     try:

@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 from neftcli.errors import ModelError, Problem
 from neftcli.system.files import escapes_folder, file_sha256, read_json_object
 
+MODEL_MANIFEST = "neft-manifest.json"
+"""File in a model's folder that neft wrote: where the model is from, and the sizes and hashes of its files."""
 WEIGHTS_INDEX = "model.safetensors.index.json"
 """Index of a model whose weights are in several files."""
 IDENTITY = ("*.safetensors", "config.json")
@@ -19,6 +21,12 @@ CUSTOM_GENERATE = "custom_generate/generate.py"
 """Code that transformers runs when it loads a trusted model, without an entry in `auto_map`."""
 LFS_POINTER = b"version https://git-lfs"
 REFETCH = "download the model again, or save it again with save_pretrained"
+
+
+def merged_run(folder: Path) -> str | None:
+    """Return the name of the run whose model `neft merge` wrote to this folder; None for another folder."""
+    name = read_json_object(folder / MODEL_MANIFEST).get("run")
+    return name if isinstance(name, str) else None
 
 
 def weight_files(folder: Path) -> set[str]:

@@ -93,7 +93,7 @@ def summarize(folder: Path) -> RunSummary:
             return _summarize_run(folder)
         if find_sweep(str(folder)) is not None:
             return _summarize_sweep(folder)
-        return _other(folder, RunStatus.FOREIGN, _explain_foreign(folder))
+        return _other(folder, RunStatus.OTHER, _explain_other(folder))
     except (OSError, ValueError) as error:
         return _other(folder, RunStatus.DAMAGED, getattr(error, "strerror", None) or str(error))
 
@@ -147,7 +147,7 @@ def _summarize_run(folder: Path) -> RunSummary:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         if not (folder / RECIPE).is_file():
-            return _other(folder, RunStatus.FOREIGN, f"{RECORD} is not neft's ({reason}), and {RECIPE} is missing")
+            return _other(folder, RunStatus.OTHER, f"{RECORD} is not neft's ({reason}), and {RECIPE} is missing")
         return replace(_other(folder, RunStatus.DAMAGED, f"{RECORD}: {reason}"), kind="run")
     status = RunStatus(record["status"])
     if status is RunStatus.RUNNING and not is_locked(folder / LOCK):
@@ -236,7 +236,7 @@ def _other(folder: Path, status: RunStatus, problem: str) -> RunSummary:
     return RunSummary(str(folder), "other", status, _latest_change(folder), count_bytes(folder), problem=problem)
 
 
-def _explain_foreign(folder: Path) -> str:
+def _explain_other(folder: Path) -> str:
     """Return why a folder is neither a run nor a sweep."""
     names = {item.name for item in folder.iterdir()}
     if names and names <= {EVALUATION_FOLDER, LOCK}:

@@ -49,6 +49,8 @@ def acquire_lock(path: Path, *, wait: bool = False, other_folder: str = OTHER_FO
     except Timeout:
         if isinstance(lock, SoftFileLock):
             raise _unsupported(path, errno.ENOSYS, other_folder) from None
+        if not path.exists():  # filelock also waits for a file that can't be created, such as one in /proc
+            path.touch()
         if not wait:
             raise
         lock.acquire()

@@ -329,6 +329,21 @@ def test_answer_rejects_a_bad_out(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_answer_rejects_a_file_inside_a_run(neft: Neft, run: Path, questions: Path) -> None:
+    before = sorted((run / "model").iterdir())
+    result = neft("answer", run, "--dataset", questions, "--out", run / "model" / "answers.jsonl")
+    assert result.code == 2
+    assert f"is inside the run {run.name}" in result.err
+    assert sorted((run / "model").iterdir()) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="Linux alone has /proc")
+def test_answer_into_a_folder_without_new_files(neft: Neft, run: Path, questions: Path) -> None:
+    result = neft("answer", run, "--dataset", questions, "--out", "/proc/self/mem", *OPTIONS)
+    assert result.code == 2
+    assert "/proc/self/mem can't be written" in result.err
+
+
 def test_answer_locks_its_file(neft: Neft, run: Path, questions: Path, tmp_path: Path) -> None:
     from neftcli.system.locks import hold_lock
 

@@ -237,9 +237,17 @@ def test_chat_rejects_bad_input(
 
 
 def test_chat_input_that_is_not_utf8(ask: Callable[..., Result], runs: Path) -> None:
-    result = ask(b"Hi\n\xff\n", runs / "full-a5-s0", *OPTIONS)
+    result = ask(b"\xff\nHi\n", runs / "full-a5-s0", *OPTIONS)
     assert result.code == 2
+    assert "standard input, line 1: questions must be UTF-8" in result.err
+    assert "nothing was started" in result.err
+
+
+def test_chat_later_input_that_is_not_utf8(ask: Callable[..., Result], runs: Path) -> None:
+    result = ask(b"Hi\n\xff\n", runs / "full-a5-s0", *OPTIONS)
+    assert result.code == 1
     assert "standard input, line 2: questions must be UTF-8" in result.err
+    assert "nothing was started" not in result.err
 
 
 # A terminal

@@ -151,6 +151,19 @@ def test_merge_states_the_cost_of_rounding(train_run: Callable[..., Path], tmp_p
     assert model.dtype == getattr(torch, dtype)
 
 
+def test_eval_of_a_merged_model_says_whose_rows_it_uses(
+    train_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train_run("--lora")
+    monkeypatch.chdir(tmp_path)  # the evaluation is written to runs/
+    merged(run, tmp_path / "out")
+    options = ("--max-rows", "2", "--set", "evaluation.generation.max_new_tokens=2")
+    result = call_neft("eval", tmp_path / "out", *options)
+    assert result.code == 0, result.err
+    assert f"these are the built-in rows, not those of {run.name}" in result.out
+    assert f"`neft eval {run.name}`" in result.out
+
+
 def test_merge_without_adapter(train_run: Callable[..., Path], tmp_path: Path) -> None:
     run = train_run()
     result = call_neft("merge", run, "--out", tmp_path / "out")

@@ -168,6 +168,21 @@ def test_push_rejects_a_repository_name(run: Path, hub: LoopbackHub, name: str) 
     assert hub.requests == []
 
 
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("https://huggingface.co/me/my-model/", "me/my-model"),
+        ("../my-model", "YOUR_NAME/my-model"),
+        ("my-model", "YOUR_NAME/my-model"),
+        ("me/my model", "me/my-model"),
+        ("", "YOUR_NAME/{run}"),
+    ],
+)
+def test_push_suggests_a_repository_name(run: Path, typed: str, hint: str) -> None:
+    result = call_neft("push", run, typed, "--dry-run")
+    assert f"hint     neft push {run} {hint.format(run=run.name)} --dry-run" in result.err
+
+
 def test_push_needs_a_token_and_the_hub(
     run: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

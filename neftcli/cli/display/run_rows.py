@@ -17,7 +17,7 @@ from neftcli.wording import count_noun
 
 STATUSES: Mapping[RunStatus, str] = {
     **{status: status.value for status in RunStatus},
-    RunStatus.FOREIGN: "not a run",
+    RunStatus.OTHER: "not a run",
 }
 """Display texts of the statuses."""
 TITLE = "name"

@@ -24,14 +24,14 @@ RUN_STYLES = {
     RunStatus.RUNNING: "bold",
     RunStatus.FAILED: "red",
     RunStatus.DAMAGED: "red",
-    RunStatus.FOREIGN: "dim",
+    RunStatus.OTHER: "dim",
 }
 
 
 def runs_listed(event: events.RunsListed, width: int) -> RenderableType:
     """Render the table of runs for a terminal of `width` columns, and below it what can't be read."""
-    runs = [run for run in event.runs if run.status is not RunStatus.FOREIGN]
-    foreign = [run for run in event.runs if run.status is RunStatus.FOREIGN]
+    runs = [run for run in event.runs if run.status is not RunStatus.OTHER]
+    others = [run for run in event.runs if run.status is RunStatus.OTHER]
     parts: list[RenderableType] = []
     if runs:
         table, left_out = _run_table(runs, width)
@@ -41,12 +41,12 @@ def runs_listed(event: events.RunsListed, width: int) -> RenderableType:
     else:
         parts.append(_dim(f"no runs in {event.folder}"))
     problems = [run for run in runs if run.problem]
-    if problems or foreign:
+    if problems or others:
         parts.append(Text())
     for run in problems:
         parts.append(screens.line(format.Line("note", f"{run.path}: {run.problem}", "notice")))
-    if foreign:
-        names = ", ".join(f"{run.name()} ({run.problem})" for run in foreign)
+    if others:
+        names = ", ".join(f"{run.name()} ({run.problem})" for run in others)
         parts.append(_dim(f"not runs: {names}"))
     first = runs[0].name() if runs else ""
     command = f"neft runs show {first}    neft runs compare A B    neft runs rm NAME" if runs else "neft train"

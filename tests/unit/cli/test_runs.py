@@ -156,7 +156,7 @@ def test_runs_tables_fit_the_terminal(pair: list[str], width: int) -> None:
 
 
 def test_runs_table_shows_no_control_characters() -> None:
-    run = RunSummary("runs/\x1b[31mred", "other", RunStatus.FOREIGN, "", 0, model="\x07", problem="\x1b]0;title")
+    run = RunSummary("runs/\x1b[31mred", "other", RunStatus.OTHER, "", 0, model="\x07", problem="\x1b]0;title")
     text = shown(RunsListed("runs", (run,)), 100)
     assert "\x1b[31mred" not in text
     assert "\x1b]0;" not in text

@@ -18,12 +18,12 @@ from filelock import FileLock
 from neftcli.errors import InputError, ModelError
 from neftcli.models import gguf
 from neftcli.models.gguf import (
-    CONVERSION_MANIFEST,
     convert_gguf,
     is_gguf_converted,
     is_gguf_locked,
     unfinished_conversions,
 )
+from neftcli.models.model_files import MODEL_MANIFEST
 from neftcli.system.cache_folder import cache_folder
 from neftcli.system.files import file_sha256
 from neftcli.system.locks import hold_lock
@@ -101,13 +101,13 @@ def test_convert_gguf_once(file: Path, conversions: list[Path]) -> None:
     assert convert_gguf(file) == place
     assert conversions == [file]
     assert (place / "model.safetensors").read_bytes() == file.read_bytes()
-    assert sorted(item.name for item in place.iterdir()) == ["config.json", "model.safetensors", CONVERSION_MANIFEST]
+    assert sorted(item.name for item in place.iterdir()) == ["config.json", "model.safetensors", MODEL_MANIFEST]
     assert entries() == [place.name]
 
 
 def test_convert_gguf_manifest(file: Path, conversions: list[Path]) -> None:
     """Sizes and hashes of all files, and the hash of the source."""
-    manifest = json.loads((convert_gguf(file) / CONVERSION_MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads((convert_gguf(file) / MODEL_MANIFEST).read_text(encoding="utf-8"))
     content = file.read_bytes()
     assert conversions
     assert manifest == {
@@ -161,17 +161,17 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a flipped bit": ("model.safetensors", flip),
     "a file cut short": ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1])),
     "a missing file": ("config.json", Path.unlink),
-    "no manifest": (CONVERSION_MANIFEST, Path.unlink),
-    "half a manifest": (CONVERSION_MANIFEST, lambda path: path.write_bytes(path.read_bytes()[:20])),
-    "an empty manifest": (CONVERSION_MANIFEST, lambda path: path.write_bytes(b"")),
-    "a manifest that is no text": (CONVERSION_MANIFEST, lambda path: path.write_bytes(b"\xff\xfe\x00")),
-    "a manifest without files": (CONVERSION_MANIFEST, drop_a_key),
-    "a manifest that is nested too deep": (CONVERSION_MANIFEST, lambda path: path.write_text("[" * 100_000)),
-    "a file without size and hash": (CONVERSION_MANIFEST, of_files({"config.json": 1})),
-    "a file with a list of one": (CONVERSION_MANIFEST, of_files({"config.json": [2]})),
-    "a file elsewhere": (CONVERSION_MANIFEST, of_files({"../x": [2, file_sha256(Path(__file__))]})),
-    "no files": (CONVERSION_MANIFEST, of_files({})),
-    "files of other kinds": (CONVERSION_MANIFEST, of_files([["config.json", 2]])),
+    "no manifest": (MODEL_MANIFEST, Path.unlink),
+    "half a manifest": (MODEL_MANIFEST, lambda path: path.write_bytes(path.read_bytes()[:20])),
+    "an empty manifest": (MODEL_MANIFEST, lambda path: path.write_bytes(b"")),
+    "a manifest that is no text": (MODEL_MANIFEST, lambda path: path.write_bytes(b"\xff\xfe\x00")),
+    "a manifest without files": (MODEL_MANIFEST, drop_a_key),
+    "a manifest that is nested too deep": (MODEL_MANIFEST, lambda path: path.write_text("[" * 100_000)),
+    "a file without size and hash": (MODEL_MANIFEST, of_files({"config.json": 1})),
+    "a file with a list of one": (MODEL_MANIFEST, of_files({"config.json": [2]})),
+    "a file elsewhere": (MODEL_MANIFEST, of_files({"../x": [2, file_sha256(Path(__file__))]})),
+    "no files": (MODEL_MANIFEST, of_files({})),
+    "files of other kinds": (MODEL_MANIFEST, of_files([["config.json", 2]])),
     "a file that nobody wrote": ("code.py", lambda path: path.write_text("")),
     "a folder that nobody made": ("more", Path.mkdir),
 }
@@ -317,7 +317,7 @@ print(gguf.convert_gguf(Path("tiny.gguf")), flush=True)
     assert sum(lines[0] == "converting" for lines in outputs) == 1
     (place,) = {lines[-1] for lines in outputs}
     assert Path(place).parent == tmp_path / "cache/models"
-    assert (Path(place) / CONVERSION_MANIFEST).is_file()
+    assert (Path(place) / MODEL_MANIFEST).is_file()
 
 
 def test_file_sha256_equals_hashlib(file: Path) -> None:

@@ -83,10 +83,10 @@ def test_summarize_damaged_record(content: bytes) -> None:
     assert (summary.kind, summary.status) == ("run", RunStatus.DAMAGED)
     assert summary.problem.startswith("run.json: ")
     (run / "recipe.yaml").unlink()  # now nothing shows that it is neft's
-    assert (summarize(run).kind, summarize(run).status) == ("other", RunStatus.FOREIGN)
+    assert (summarize(run).kind, summarize(run).status) == ("other", RunStatus.OTHER)
 
 
-def test_summarize_foreign_folders() -> None:
+def test_summarize_other_folders() -> None:
     for name, file in (("empty", ""), ("other", "x.txt"), ("opt-125m", "evaluation"), ("judge", "verdicts.jsonl")):
         folder = Path("runs") / name
         folder.mkdir(parents=True)
@@ -121,7 +121,7 @@ def test_summarize_pipe_in_place_of_a_record_does_not_wait() -> None:
     folder = Path("runs/pipe")
     folder.mkdir(parents=True)
     os.mkfifo(folder / "run.json")
-    assert summarize(folder).status is RunStatus.FOREIGN
+    assert summarize(folder).status is RunStatus.OTHER
 
 
 @pytest.mark.parametrize(
