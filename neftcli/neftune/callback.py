@@ -25,6 +25,9 @@ class NeftuneCallback(TrainerCallback):
         length: As in `neftune`.
         schedule: As in `neftune`, over all steps of the trainer.
 
+    Attributes:
+        options: The arguments above.
+
     Raises:
         NeftuneError: When training begins: an option is invalid, or Hugging Face's own noise is on.
     """
@@ -37,14 +40,14 @@ class NeftuneCallback(TrainerCallback):
         length: str = "tokens",
         schedule: Schedule = "constant",
     ) -> None:
-        self._options: dict[str, Any] = {"alpha": alpha, "noise": noise, "length": length, "schedule": schedule}
+        self.options: dict[str, Any] = {"alpha": alpha, "noise": noise, "length": length, "schedule": schedule}
         self._attached = ExitStack()
         self._noise: Noise | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Attach the noise to the trainer's model, with its adapters."""
         self.detach()
-        context = neftune(model, **self._options, total_steps=state.max_steps, seed=args.seed)
+        context = neftune(model, **self.options, total_steps=state.max_steps, seed=args.seed)
         self._noise = self._attached.enter_context(context)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
