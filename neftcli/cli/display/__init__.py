@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ class Silent:
 
 @contextmanager
 def choose_display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
-    """Yield the display for stdout: JSON if requested, live on a terminal, else plain lines.
+    """Yield the display for stdout: JSON if requested, live on a terminal or in a notebook, else plain lines.
 
     Of several processes only the main process has one.
 
@@ -56,7 +57,7 @@ def _display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
         from neftcli.cli.display.json_lines import JsonLines
 
         yield JsonLines(sys.stdout)
-    elif quiet or not sys.stdout.isatty():
+    elif quiet or not (sys.stdout.isatty() or _is_notebook()):
         from neftcli.cli.display.plain import PlainLines
 
         yield PlainLines(sys.stdout, quiet=quiet)
@@ -65,3 +66,12 @@ def _display(*, json_lines: bool, quiet: bool) -> Iterator[Observer]:
 
         with LiveDisplay() as display:
             yield display
+
+
+def _is_notebook() -> bool:
+    """Return whether a notebook runs this process and has ipywidgets, which a table that changes needs."""
+    if "IPython" not in sys.modules or find_spec("ipywidgets") is None:
+        return False
+    from rich.console import Console
+
+    return Console().is_jupyter
