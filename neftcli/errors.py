@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import ClassVar
 
 USAGE = "usage"
@@ -104,6 +105,45 @@ class InputError(NeftError):
 
     exit_code = 2
     code = "input"
+
+
+class Checks:
+    """Collects the errors of several checks, so that all of them are reported at once.
+
+    checks = Checks()
+    with checks:
+        require_model(name)
+    with checks:
+        require_file(path)
+    checks.raise_errors()
+    """
+
+    def __init__(self) -> None:
+        self._errors: list[InputError] = []
+
+    def __enter__(self) -> Checks:
+        """Begin a check."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """Collect the error of a check; other exceptions propagate."""
+        if isinstance(error, InputError):
+            self._errors.append(error)
+            return True
+        return False
+
+    def raise_errors(self) -> None:
+        """Raise what was collected.
+
+        Raises:
+            InputError: A check failed; the error of the check if it was the only one.
+        """
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            raise InputError(*(problem for error in self._errors for problem in error.problems))
 
 
 class RecipeError(InputError):

@@ -13,9 +13,9 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from neftcli.data.dataset import ExampleDataset
-from neftcli.data.sources import open_source, read_rows
+from neftcli.data.sources import open_source, read_rows, require_local_source
 from neftcli.data.splits import exclude_prompts, sample_rows, split_held_out
-from neftcli.errors import DataError, Problem
+from neftcli.errors import Checks, DataError, Problem
 from neftcli.events import SourceCounts
 from neftcli.events.data import BUILTIN
 from neftcli.recipe.schema import Source
@@ -258,6 +258,23 @@ def _held_out_reader(data: Data, notes: RowNotes) -> _SourceReader | None:
         columns=data.columns,
     )
     return _SourceReader(data, source, "data.held_out_split", notes=notes)
+
+
+def require_local_sources(data: Data) -> None:
+    """Check that the sources on this machine exist, and that the options of the held-out split fit together.
+
+    Raises:
+        InputError: With everything that is wrong.
+    """
+    checks, sources = Checks(), [entry.source for entry in data.all_sources()]
+    with checks:
+        held_out = _held_out_reader(data, RowNotes())
+        if held_out is not None:
+            sources.append(held_out.source.source)
+    for source in dict.fromkeys(sources):
+        with checks:
+            require_local_source(source)
+    checks.raise_errors()
 
 
 def read_eval_examples(data: Data) -> EvalExamples:

@@ -96,12 +96,21 @@ def open_source(
     if is_hub_id(source):
         return _open_hub(HUB_ALIASES.get(source, source), split, config, sample_by, streaming, option)
     source = strip_file_scheme(source)
+    require_local_source(source)
     if is_remote(source):
         return _open_remote(source, split, config, sample_by, option)
     return _open_local(expand_home(source), split, config, sample_by, option)
 
 
-def _open_local(path: Path, split: str, config: str | None, sample_by: str, option: str) -> SourceRows:
+def require_local_source(source: str) -> None:
+    """Check that a source on this machine is an existing file or folder; other sources are not checked.
+
+    Raises:
+        DataError: It is missing, or a pipe.
+    """
+    if not is_local_path(source):
+        return
+    path = expand_home(strip_file_scheme(source))
     if str(path) == "-" or (exists(path) and (path.is_fifo() or path.is_char_device())):
         hint = "save the rows to a file, then --dataset FILE (neft reads them more than once)"
         raise DataError(Problem("data: rows can't be read from a pipe", str(path), hint))
@@ -111,6 +120,9 @@ def _open_local(path: Path, split: str, config: str | None, sample_by: str, opti
             raise DataError(Problem(message, str(path), "chmod +x on that folder"))
         near = closest_path(path, [BUILTIN, *HUB_ALIASES])
         raise DataError(Problem("data: no such file or folder", str(path), SOURCE_KINDS, near))
+
+
+def _open_local(path: Path, split: str, config: str | None, sample_by: str, option: str) -> SourceRows:
     if path.is_dir():
         from fsspec.implementations.local import LocalFileSystem
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.data.prepare import data_fingerprint
+from neftcli.data.sources import require_local_source
 from neftcli.data.splits import normalize_prompt
 from neftcli.data.tokens import instruction, split_prompt_and_reference
-from neftcli.errors import OUT_OF_MEMORY, InputError, NeftError, Preempted, Problem, first_line
+from neftcli.errors import OUT_OF_MEMORY, Checks, InputError, NeftError, Preempted, Problem, first_line
 from neftcli.evaluation.cache import lock_results
 from neftcli.evaluation.exports import EXPORTS
 from neftcli.evaluation.held_out import EvalRows, read_eval_rows
@@ -121,15 +122,20 @@ def _resolve_targets(request: EvalRequest, observer: Observer) -> list[EvalTarge
             for layer in request.overrides
         ]
         named.append((request.baseline, "baseline", evaluation_options))
-    targets, problems = [], []
+    targets, checks = [], Checks()
     for name, role, overrides in named:
-        try:
-            targets.append(apply_typed_trust(resolve_target(name, role, overrides), request.overrides))
-        except InputError as error:
-            origin = "--baseline: " if role == "baseline" else ""
-            problems += [replace(problem, message=f"{origin}{problem.message}") for problem in error.problems]
-    if problems:
-        raise InputError(*problems)
+        with checks:
+            try:
+                targets.append(apply_typed_trust(resolve_target(name, role, overrides), request.overrides))
+            except InputError as error:
+                origin = "--baseline: " if role == "baseline" else ""
+                raise type(error)(
+                    *(replace(problem, message=f"{origin}{problem.message}") for problem in error.problems)
+                ) from None
+    if request.dataset is not None:
+        with checks:
+            require_local_source(request.dataset)
+    checks.raise_errors()
     main = targets[0]
     base = base_model_target(main) if request.base else None
     if base is None:

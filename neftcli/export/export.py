@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from neftcli.errors import InputError, Problem
+from neftcli.errors import Checks, InputError, Problem
 from neftcli.events import ExportFinished, Phase, PhaseId
 from neftcli.export.export_targets import EXPORT_TARGETS, QUANTIZATIONS, ExportRequest
 from neftcli.export.logits import compare_logits
@@ -60,15 +60,17 @@ def export_run(
 
     started = time.perf_counter()
     quantization = quantization or DEFAULT_QUANTIZATION
-    problems = []
-    if to not in EXPORT_TARGETS:
-        problems.append(Problem("--to must be an export target", to, f"--to {' or '.join(EXPORT_TARGETS)}"))
-    if quantization not in QUANTIZATIONS:
-        hint = f"--quantize {' or '.join(QUANTIZATIONS)}"
-        problems.append(Problem("--quantize must be a type that neft can write", quantization, hint))
-    if problems:
-        raise InputError(*problems)
-    target, run = resolve_finished_run(name, "neft export", observer, trust_remote_code=trust_remote_code)
+    checks = Checks()
+    with checks:
+        if to not in EXPORT_TARGETS:
+            raise InputError(Problem("--to must be an export target", to, f"--to {' or '.join(EXPORT_TARGETS)}"))
+    with checks:
+        if quantization not in QUANTIZATIONS:
+            hint = f"--quantize {' or '.join(QUANTIZATIONS)}"
+            raise InputError(Problem("--quantize must be a type that neft can write", quantization, hint))
+    with checks:
+        target, run = resolve_finished_run(name, "neft export", observer, trust_remote_code=trust_remote_code)
+    checks.raise_errors()
     kind = EXPORT_TARGETS[to]
     path = require_new_output(out or kind.output.format(run=run.path.name, type=quantization), folder=kind.folder)
     require_no_links(run.model)

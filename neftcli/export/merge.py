@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import InputError, Problem
+from neftcli.errors import Checks, InputError, Problem
 from neftcli.events import LogitComparison, MergeFinished, Phase, PhaseId
 from neftcli.export.logits import compare_logits
 from neftcli.export.output import (
@@ -60,14 +60,19 @@ def merge(name: str, out: str, dtype: str | None, observer: Observer, *, trust_r
         ExportError: The written model differs from the run, or the disk is full; nothing stays.
         Interrupted: It was stopped by a signal; nothing stays.
     """
-    if dtype is not None and dtype not in DTYPE_BYTES:
-        raise InputError(Problem("--dtype must be a type of weights", dtype, f"--dtype {' or '.join(DTYPE_BYTES)}"))
-    target, run = resolve_finished_run(name, "neft merge", observer, trust_remote_code=trust_remote_code)
+    checks = Checks()
+    with checks:
+        if dtype is not None and dtype not in DTYPE_BYTES:
+            raise InputError(Problem("--dtype must be a type of weights", dtype, f"--dtype {' or '.join(DTYPE_BYTES)}"))
+    with checks:
+        folder = require_new_output(out, folder=True)
+    with checks:
+        target, run = resolve_finished_run(name, "neft merge", observer, trust_remote_code=trust_remote_code)
+    checks.raise_errors()
     if not target.has_adapter() and dtype is None:
         hint = f"use {run.model}, or convert it: neft merge {name} --out {out} --dtype bfloat16"
         message = f"{run.path}: this run has no adapter to merge; its model folder is complete as it is"
         raise InputError(Problem(message, f"method {target.recipe.method().describe()}", hint))
-    folder = require_new_output(out, folder=True)
     observer.notify(write_merged(target, run, folder, dtype, observer, trust_remote_code=trust_remote_code))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import InputError, Interrupted, NeftError, Problem, describe_error, first_line
+from neftcli.errors import Checks, InputError, Interrupted, NeftError, Problem, describe_error, first_line
 from neftcli.evaluation.progress import ProgressReporter
 from neftcli.events import Notice, Phase, PhaseId, PushedFile, PushFinished, PushPlanned
 from neftcli.export.hub_card import hub_card
@@ -77,8 +77,12 @@ def push_run(
         Interrupted: It was stopped by a signal; the repository has no new commit.
     """
     started = time.perf_counter()
-    _require_repository_name(name, repository, dry_run=dry_run)
-    target, run = resolve_finished_run(name, "neft push", observer, trust_remote_code=trust_remote_code)
+    checks = Checks()
+    with checks:
+        _require_repository_name(name, repository, dry_run=dry_run)
+    with checks:
+        target, run = resolve_finished_run(name, "neft push", observer, trust_remote_code=trust_remote_code)
+    checks.raise_errors()
     if merged and not target.has_adapter():
         hint = f"neft push {shlex.quote(name)} {repository}    uploads it as it is"
         raise InputError(Problem("--merged is for runs with an adapter", target.recipe.method().describe(), hint))

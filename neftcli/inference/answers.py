@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from neftcli.data.mixture import EvalExamples, read_eval_examples
-from neftcli.data.sources import is_hub_id
+from neftcli.data.sources import is_hub_id, require_local_source
 from neftcli.data.tokens import split_prompt_and_reference, tokenize_prompt
-from neftcli.errors import OUT_OF_MEMORY, InputError, NeftError, Preempted, Problem, first_line
+from neftcli.errors import OUT_OF_MEMORY, Checks, InputError, NeftError, Preempted, Problem, first_line
 from neftcli.evaluation.cache import IndexedLine, append_lines, read_complete_lines
 from neftcli.evaluation.held_out import eval_data
 from neftcli.events import (
@@ -110,8 +110,14 @@ def answer_rows(request: AnswerRequest, observer: Observer) -> AnswersWritten:
     """
     started = time.perf_counter()
     prepare_libraries()
-    files = AnswerFiles(expand_home(str(request.out)), request.dataset)
-    target = resolve_answering_target(request.target, request.overrides, ROW_OPTIONS)
+    checks = Checks()
+    with checks:
+        files = AnswerFiles(expand_home(str(request.out)), request.dataset)
+    with checks:
+        target = resolve_answering_target(request.target, request.overrides, ROW_OPTIONS)
+    with checks:
+        require_local_source(request.dataset)
+    checks.raise_errors()
     check_targets([target], observer, reads_hub=is_hub_id(request.dataset))
     typed = [path for layer in request.overrides for path in layer if path.startswith("data.")]
     rows = _read_rows(request, target, typed, observer)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from neftcli.errors import InputError, Interrupted, NeftError, Problem, RunLockedError
+from neftcli.errors import Checks, InputError, Interrupted, NeftError, Problem, RunLockedError
 from neftcli.events import Observer, RunsRemoved, RunSummary
 from neftcli.runs.catalog import EVALUATION_FOLDER, cell_folders, summarize, unknown_run
 from neftcli.runs.directory import CELLS, LOCK, REMOVED, find_sweep
@@ -24,19 +24,15 @@ def plan_removal(names: Sequence[str], parent: Path) -> list[RunSummary]:
         InputError: With all reasons why not; nothing was removed.
     """
     summaries: list[RunSummary] = []
-    problems: list[Problem] = []
+    checks = Checks()
     for name in dict.fromkeys(names):
-        try:
+        with checks:
             folder = _find_folder(name, parent)
             summary = summarize(folder)
             _require_removable(summary, name)
-        except InputError as error:
-            problems += error.problems
-            continue
-        if not any(os.path.samefile(folder, earlier.path) for earlier in summaries):
-            summaries.append(summary)
-    if problems:
-        raise InputError(*problems)
+            if not any(os.path.samefile(folder, earlier.path) for earlier in summaries):
+                summaries.append(summary)
+    checks.raise_errors()
     return summaries
 
 

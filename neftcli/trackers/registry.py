@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from neftcli.errors import InputError, Problem
+from neftcli.errors import Checks, InputError, Problem
 from neftcli.system.hub import HUB_TRUE
 from neftcli.trackers import backends
 
@@ -86,17 +86,13 @@ def require_trackers(ids: Iterable[str]) -> None:
     Raises:
         InputError: One of them can't be used.
     """
-    problems: list[Problem] = []
+    checks = Checks()
     for tracker in (TRACKERS[tracker_id] for tracker_id in ids):
         if tracker.switch() is not None:
             continue
-        if not tracker.is_installed():
-            message = f"training.report_to: {tracker.id} needs the package {tracker.module}"
-            problems.append(Problem(message, "it is not installed", f"pip install 'neftcli[{tracker.id}]'"))
-            continue
-        try:
+        with checks:
+            if not tracker.is_installed():
+                message = f"training.report_to: {tracker.id} needs the package {tracker.module}"
+                raise InputError(Problem(message, "it is not installed", f"pip install 'neftcli[{tracker.id}]'"))
             tracker.require_access()
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(*problems)
+    checks.raise_errors()

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.data.chat import ChatFormat, load_chat_format
-from neftcli.data.mixture import ExampleSplits, read_examples
+from neftcli.data.mixture import ExampleSplits, read_examples, require_local_sources
 from neftcli.data.prepare import PreparedData, prepare
 from neftcli.data.sources import HUB_ALIASES, is_hub_id
-from neftcli.errors import DataError, Problem
+from neftcli.errors import Checks, DataError, Problem
 from neftcli.events import Notice, Observer, Phase, PhaseId
 from neftcli.events.data import BUILTIN
 from neftcli.models.chat_templates import NAMED_TEMPLATES, validate_chat_template
@@ -46,9 +46,16 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
     Raises:
         InputError: The model or the rows can't be used.
     """
-    reference = resolve_model(recipe.model.name, recipe.model.revision)
-    require_valid_name(recipe.run_name())
-    validate_chat_template(recipe.model.chat_template)
+    checks = Checks()
+    with checks:
+        reference = resolve_model(recipe.model.name, recipe.model.revision)
+    with checks:
+        require_valid_name(recipe.run_name())
+    with checks:
+        validate_chat_template(recipe.model.chat_template)
+    with checks:
+        require_local_sources(recipe.data)
+    checks.raise_errors()
     require_pinned_code(reference, recipe.model.trust_remote_code)
     if reference.kind == "gguf" and not is_gguf_converted(Path(reference.location)):
         with open_cache_folder(f"{Path(reference.location).name} as safetensors"):

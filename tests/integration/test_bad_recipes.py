@@ -270,3 +270,41 @@ def test_neft_process_rejects_the_same_way(arguments: tuple[str, ...], tmp_path:
     assert result.err.endswith("nothing was started.\n")
     require_harmless(result)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (
+            ("train", "--model", "./no-model", "--dataset", "no-rows.jsonl", "--chat-template", "no-template"),
+            ("this folder doesn't exist", "no such file or folder", "neither a named template nor a file"),
+        ),
+        (
+            ("eval", "runs/no-run", "--baseline", "runs/no-baseline", "--dataset", "no-rows.jsonl"),
+            ("no such run or model", "--baseline: no such run or model", "no such file or folder"),
+        ),
+        (
+            ("answer", "runs/no-run", "--dataset", "no-rows.jsonl", "--out", "no-folder/answers.jsonl"),
+            ("no such run or model", "no such file or folder", "--out: the folder does not exist"),
+        ),
+        (
+            ("merge", "runs/no-run", "--out", ".", "--dtype", "int3"),
+            ("no such run or model", "--out: . is not empty", "--dtype must be a type of weights"),
+        ),
+        (
+            ("export", "runs/no-run", "--to", "onnx", "--quantize", "q2", "--out", "rows.jsonl"),
+            ("no such run or model", "--to must be an export target", "--quantize must be a type"),
+        ),
+        (("push", "runs/no-run", "name"), ("no such run or model", "the owner is missing")),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_command_reports_everything_that_is_missing_at_once(
+    neft: Neft, arguments: tuple[str, ...], messages: tuple[str, ...]
+) -> None:
+    Path("rows.jsonl").write_text(ROWS)
+    Path("runs").mkdir()
+    result = neft(*arguments)
+    assert result.code == 2
+    assert f"{len(messages)} errors; nothing was started." in result.err
+    assert [message for message in messages if message not in result.err] == []

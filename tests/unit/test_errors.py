@@ -17,7 +17,16 @@ from typing import Any
 import pytest
 
 from neftcli.data.tokenizer import tokenizer_errors
-from neftcli.errors import DataError, LibraryPanic, NeftError, describe_error, first_line, panics_as_errors
+from neftcli.errors import (
+    Checks,
+    DataError,
+    InputError,
+    LibraryPanic,
+    NeftError,
+    describe_error,
+    first_line,
+    panics_as_errors,
+)
 from neftcli.events import CellStarted
 from neftcli.models.loading import load_tokenizer
 from neftcli.models.registry import ModelReference
@@ -167,3 +176,26 @@ def test_tokenizer_panic_is_a_data_error(panic: Callable[..., Any]) -> None:
         tokenizer_errors(Named, "row 3"),
     ):
         panic()
+
+
+def test_checks_raise_all_errors_at_once() -> None:
+    checks = Checks()
+    for message in ("one", "two"):
+        with checks:
+            raise DataError(message)
+    with pytest.raises(InputError) as raised:
+        checks.raise_errors()
+    assert [(problem.message, problem.code) for problem in raised.value.problems] == [("one", "data"), ("two", "data")]
+
+
+def test_checks_keep_a_single_error_and_pass_others_on() -> None:
+    checks = Checks()
+    with checks:
+        pass
+    checks.raise_errors()
+    with checks:
+        raise DataError("one")
+    with pytest.raises(DataError, match="one"):
+        checks.raise_errors()
+    with pytest.raises(ValueError, match="two"), checks:
+        raise ValueError("two")
