@@ -21,6 +21,7 @@ from neftcli.models.adapters import (
     match_target_modules,
     validate_adapter,
 )
+from neftcli.models.freezing import find_frozen_weights, freeze_notices, validate_freeze
 from neftcli.models.registry import ModelReference
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class MemoryEstimate:
         gradients: Bytes of the gradients.
         optimizer: Bytes of the optimiser's state, such as AdamW's two moments.
         activations: Bytes stored for the backward pass, and of the logits of a batch.
-        notices: Notices about the adapter.
+        notices: Notices about the adapter or frozen layers.
     """
 
     parameters: int
@@ -99,8 +100,10 @@ def estimate_model_memory(
     from neftcli.kernels.attention import MAX_BLOCKWISE_TOKENS, num_saved_weights
 
     parameters, linear, adapter = _count_parameters(model, recipe.adapter)
-    full = recipe.adapter.type == "none"
-    trainable = parameters if full else adapter
+    full, frozen = recipe.adapter.type == "none", recipe.training.freeze
+    validate_freeze(model, frozen)
+    trained = parameters - sum(weight.numel() for weight in find_frozen_weights(model, frozen))
+    trainable = trained if full else adapter
     four_bit = recipe.quantization.type == "nf4"
     trained_bytes = weight_bytes if full else FLOAT32_BYTES  # gradients and AdamW's moments have the same type
     nf4_bytes = (NF4_BITS + CONSTANT_BITS[recipe.quantization.double_quantization]) / 8
@@ -130,7 +133,7 @@ def estimate_model_memory(
         gradients=trainable * trained_bytes,
         optimizer=trainable * STATE_BYTES.get(recipe.training.optim, 2 * trained_bytes),
         activations=activations + tokens * text.vocab_size * FLOAT32_BYTES,
-        notices=tuple(adapter_notices(model, recipe.adapter)),
+        notices=(*adapter_notices(model, recipe.adapter), *freeze_notices(model, frozen)),
     )
 
 

@@ -469,6 +469,14 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
                 "export OPENAI_API_KEY=...    the key is read from the environment and never written",
             )
         )
+    if recipe.training.freeze and recipe.adapter.type != "none":
+        problems.append(
+            Problem(
+                f"{where('training.freeze')}: training.freeze and adapter.type {recipe.adapter.type} can't be combined",
+                ", ".join(recipe.training.freeze),
+                "--set training.freeze=[]    an adapter freezes all of the model's weights",
+            )
+        )
     problems += _selection_problems(recipe, where)
     if recipe.adapter.modules_to_save and recipe.adapter.type == "none" and not problems:
         problems.append(

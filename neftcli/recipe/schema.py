@@ -400,6 +400,14 @@ class Training:
             "moments. Lion needs a learning rate of a third to a tenth of AdamW's.",
         ),
     ] = "adamw_torch_fused"
+    freeze: Annotated[
+        tuple[Name, ...],
+        Option(
+            "Layers to freeze in full fine-tuning, e.g. [embed_tokens, layers.0]",
+            details="Names as in adapter.target_modules: the last parts of a layer's path.",
+            unset="none",
+        ),
+    ] = ()
     batching: Annotated[
         Literal["auto", "padded", "bucketed", "padding_free", "packed"],
         Option(

@@ -67,7 +67,7 @@ def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
 def _measure_plan(
     recipe: Recipe, reference: ModelReference, prepared: PreparedData | None
 ) -> tuple[TrainingPlan, tuple[str, ...]]:
-    """Return the plan, and notices about its adapter."""
+    """Return the plan, and notices about its adapter or frozen layers."""
     from neftcli.models.memory import estimate_memory
     from neftcli.system.device import available_memory, process_memory, resolve_compute_config
     from neftcli.training.trainer import num_training_steps

@@ -100,6 +100,8 @@ def _facts(recipe: Recipe, record: dict[str, Any]) -> list[tuple[str, str]]:
         ("noise / embedding at layer 0", f"{record['noise_to_embedding']:.3g}"),
         ("learning rate, seed", f"{recipe.learning_rate():g}, {recipe.training.seed}"),
     ]
+    if recipe.training.freeze:
+        facts.append(("frozen layers", quote_markdown(", ".join(recipe.training.freeze), in_table=True)))
     for name, digest in record["weights_sha256"].items():
         facts.append((quote_markdown(name, in_table=True), f"sha256 {digest}"))
     facts += [

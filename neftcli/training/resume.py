@@ -37,6 +37,7 @@ MEASUREMENT_SETTINGS = ("evaluation.samples", "evaluation.probe_rows", "evaluati
 FIXED = (
     *("adapter.", "quantization.", "model."),  # the checkpoint's tensors would not fit
     "training.processes",  # the checkpoint has a part of each process
+    "training.freeze",  # the checkpoint has optimiser states of the trained weights only
     *("training.optim", "training.learning_rate", "training.weight_decay", "training.logging_steps"),  # stored in it
     *MEASUREMENT_SETTINGS,
 )

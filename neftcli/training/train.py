@@ -32,6 +32,7 @@ from neftcli.events import (
     TrainingStarted,
 )
 from neftcli.models.adapters import adapter_notices, validate_adapter
+from neftcli.models.freezing import freeze_notices, validate_freeze
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.baseline import find_paired_run
 from neftcli.runs.checkpoints import Checkpoint, CheckpointFolder
@@ -222,8 +223,10 @@ class _Run:
     def execute(self, assets: Assets, model: PreTrainedModel) -> tuple[RunFinished, TrainedRun]:
         """Measure, train and save `model`, in place."""
         # Set up.
+        frozen = self.recipe.training.freeze
         validate_adapter(model, self.recipe.adapter)
-        notes = adapter_notices(model, self.recipe.adapter)
+        validate_freeze(model, frozen)
+        notes = [*adapter_notices(model, self.recipe.adapter), *freeze_notices(model, frozen)]
         for note in notes:
             self.notify(Notice(note))
         hashes = self._check_inputs(assets)

@@ -22,6 +22,7 @@ from neftcli.errors import NonFiniteLossError, Problem, TrainingError
 from neftcli.kernels.attention import use_document_attention
 from neftcli.kernels.cross_entropy import fused_linear_cross_entropy, supports_fused_cross_entropy
 from neftcli.kernels.lora import fusable_lora_layers, fused_lora
+from neftcli.models.freezing import freeze_layers
 from neftcli.neftune import measure_strength, paired
 from neftcli.runs.checkpoints import RUN_STATE
 from neftcli.runs.directory import BEST_MODEL, METRICS, RECIPE
@@ -79,6 +80,7 @@ class NeftTrainer(SFTTrainer):
     ) -> None:
         training = recipe.training
         is_packed = training.batching == "packed"
+        freeze_layers(model, training.freeze)
         super().__init__(
             model=model,
             args=_arguments(recipe, compute, rows, checkpoints.folder),

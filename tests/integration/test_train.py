@@ -251,6 +251,29 @@ def test_train_each_method_finishes_and_loads_again(
 
 
 @pytest.mark.slow
+def test_train_frozen_layers_stay_as_they_were(
+    neft: Neft, quick: list[str], tmp_path: Path, tiny_folder: Callable[[str], Path]
+) -> None:
+    """Also if activations are recomputed although the first layers' inputs need no gradient."""
+    freeze = ["--set", "training.freeze=[embed_tokens, layers.0]", "--set", "training.weight_decay=0.1"]
+    tuned = []
+    for extra in ([], ["--gradient-checkpointing"]):
+        result = neft(*quick, *freeze, *extra, "--json")
+        assert result.code == 0, result.err
+        run = Path(events(result.out)[-1]["run"])
+        tuned.append(load_file(run / "model" / "model.safetensors"))
+    [ready] = [event for event in events(result.out) if event["event"] == "model.ready"]
+    base = load_file(tiny_folder("llama") / "model.safetensors")
+    unchanged = {name for name, weight in base.items() if torch.equal(weight, tuned[0][name])}
+    assert unchanged == {name for name in base if name.startswith(("model.embed_tokens", "model.layers.0."))}
+    assert ready["trainable"] == sum(weight.numel() for name, weight in base.items() if name not in unchanged)
+    assert all(torch.equal(tuned[0][name], tuned[1][name]) for name in base)
+    assert "| frozen layers | `embed_tokens, layers.0` |" in (run / "model" / "README.md").read_text()
+    rejected = neft(*quick, "--set", "training.freeze=[layer.0]", "--dry-run")
+    assert (rejected.code, rejected.err.splitlines()[0]) == (2, "training.freeze: the model has no such layer")
+
+
+@pytest.mark.slow
 def test_train_loss_that_is_not_finite(neft: Neft, quick: list[str], tmp_path: Path) -> None:
     result = neft(*quick, "--learning-rate", "1e30", "--set", "training.warmup_ratio=0")
     assert result.code == 1

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 
 from neftcli.errors import NeftuneError
+from neftcli.models.freezing import freeze_layers
 from neftcli.neftune import neftune
 from tests.tiny import FAMILIES, HIDDEN, Family, save_tiny, tiny_model
 
@@ -328,6 +329,30 @@ def test_noise_gradient_is_that_of_a_constant(family: Family) -> None:
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(noised_gradients[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [["embed_tokens"], ["embed_tokens", "layers.0"]], ids=str)
+@each_family
+def test_noise_with_frozen_layers_is_the_same(family: Family, names: list[str]) -> None:
+    """The other weights have the gradients of a model in which all are trained."""
+    batch = padded(DOCUMENTS, "right")
+    model, whole = tiny_model(family, tie_word_embeddings=False), tiny_model(family, tie_word_embeddings=False)
+    freeze_layers(model, names)
+    assert torch.equal(assert_noised(model, batch), noised_vectors(whole, batch))
+    frozen, all_trained = train(model, batch, ALPHA), train(whole, batch, ALPHA)
+    assert torch.equal(frozen.losses[0], all_trained.losses[0])
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert_same(frozen.gradients[0], {name: all_trained.gradients[0][name] for name in sorted(trained)})
+    plain = train_frozen(family, names, batch, None)
+    assert_same(train_frozen(family, names, batch, 0.0).weights, plain.weights)
+    for name, weight in tiny_model(family, tie_word_embeddings=False).named_parameters():
+        assert torch.equal(frozen.weights[name], weight) is (name not in trained), name
+
+
+def train_frozen(family: Family, names: list[str], batch: Batch, alpha: float | None) -> Trained:
+    model = tiny_model(family, tie_word_embeddings=False)
+    freeze_layers(model, names)
+    return train(model, batch, alpha)
 
 
 # Evaluation and generation

@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from neftcli.models.freezing import freeze_layers
 from neftcli.models.loading import load_model
 from neftcli.models.memory import CONSTANT_BITS, NF4_BITS, MemoryEstimate, estimate_memory, estimate_model_memory
 from neftcli.models.registry import ALIASES, ModelReference, resolve_model
@@ -80,6 +81,20 @@ def test_estimate_memory_full_tuning_trains_every_parameter(family: Family, tied
     found = estimated(tmp_path, FULL)
     assert found.parameters == found.trainable == counted(tiny_model(family, tie_word_embeddings=tied))
     assert found.weights == 4 * found.parameters
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_estimate_memory_frozen_layers_have_no_gradients(tied: bool, tmp_path: Path) -> None:
+    """As many trained weights as in the real model; gradients and optimiser state are theirs alone."""
+    save_tiny(tmp_path, "llama", tie_word_embeddings=tied)
+    names = ("embed_tokens", "layers.0")
+    found = estimated(tmp_path, replace(FULL, training=replace(FULL.training, freeze=names)))
+    model, whole = tiny_model("llama", tie_word_embeddings=tied), estimated(tmp_path, FULL)
+    freeze_layers(model, names)
+    assert found.trainable == counted(model, trained_only=True) < found.parameters
+    assert (found.gradients, found.optimizer) == (4 * found.trainable, 8 * found.trainable)
+    assert (found.parameters, found.weights) == (whole.parameters, whole.weights)
+    assert len(found.notices) == tied
 
 
 @uses_peft

@@ -571,6 +571,14 @@ def test_resolve_recipe_modules_to_save_without_adapter() -> None:
     )
 
 
+def test_resolve_recipe_rejects_frozen_layers_with_an_adapter() -> None:
+    assert message("adapter:\n  type: lora\ntraining:\n  freeze: [embed_tokens, layers.0]\n") == (
+        "r.yaml, line 4: training.freeze and adapter.type lora can't be combined\n"
+        "  got      embed_tokens, layers.0\n"
+        "  hint     --set training.freeze=[]    an adapter freezes all of the model's weights"
+    )
+
+
 # Lists of mappings
 
 
@@ -714,7 +722,7 @@ def without_contradictions(recipe: Recipe) -> Recipe:
         recipe = replace(recipe, data=replace(recipe.data, source="builtin"))
     recipe = replace(recipe, training=replace(recipe.training, keep="last", patience=None))
     if recipe.adapter.type == "lora":
-        return recipe
+        return replace(recipe, training=replace(recipe.training, freeze=()))
     return replace(recipe, adapter=replace(recipe.adapter, modules_to_save=()), quantization=Quantization())
 
 
@@ -744,7 +752,8 @@ def layer_of(recipe: Recipe) -> Layer:
 FREE = [
     key.path
     for key in keys()
-    if not key.path.startswith(("adapter.", "quantization.", "data.source", "training.keep", "training.patience"))
+    if not key.path.startswith(("adapter.", "quantization.", "data.source"))
+    and key.path not in ("training.keep", "training.patience", "training.freeze")
 ]
 
 
