@@ -1,4 +1,4 @@
-"""The layers that an adapter names: checks against the model, and notices about the adapter."""
+"""An adapter in peft's terms, checks of the layers that it names, and notices about it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,31 @@ from neftcli.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Adapter
+
+
+def lora_config(adapter: Adapter) -> Any:
+    """Return peft's configuration of an adapter."""
+    from peft import LoraConfig
+
+    named = adapter.target_modules
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        target_modules=named if isinstance(named, str) else list(named),
+        modules_to_save=list(adapter.modules_to_save) or None,
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.use_dora,
+        init_lora_weights=_initialization(adapter),
+    )
+
+
+def _initialization(adapter: Adapter) -> Any:
+    """Return peft's name of the weights that an adapter starts from."""
+    if not adapter.uses_pissa():
+        return True
+    return "pissa" if adapter.pissa_niter is None else f"pissa_niter_{adapter.pissa_niter}"
 
 
 def match_target_modules(model: Any, name: str) -> list[Any]:
@@ -63,8 +88,34 @@ def validate_adapter(model: Any, adapter: Adapter) -> None:
             if name in experts:
                 message = "this tensor holds the weights of all experts and can't be adapted by its name"
             problems.append(_layer_problem("modules_to_save", message, name, list(modules)))
+    if adapter.uses_pissa():
+        problems += _pissa_layer_problems(model, adapter)
     if problems:
         raise RecipeError(*problems)
+
+
+def _pissa_layer_problems(model: Any, adapter: Adapter) -> list[Problem]:
+    """Return the problems of layers that PiSSA can't split: other than linear ones, and matrices below the rank."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head, targets = model.get_output_embeddings(), {}
+    for path, module in model.named_modules():
+        is_linear = isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+        if adapter.target_modules == "all-linear":
+            is_target = is_linear
+        else:
+            is_target = any(f".{path}".endswith(f".{name}") for name in adapter.target_modules)
+        if is_target and not is_linear:
+            message = "adapter.init_lora_weights pissa can split linear layers only"
+            return [Problem(message, path, "leave it out of adapter.target_modules")]
+        if is_target:
+            targets[path] = min(module.weight.shape)
+    smallest = min(targets, key=lambda path: targets[path], default="")
+    if smallest and targets[smallest] < adapter.r:
+        message = f"adapter.r must be at most {targets[smallest]} with pissa: {smallest} has no more singular values"
+        return [Problem(message, str(adapter.r), f"--lora-r {targets[smallest]}")]
+    return []
 
 
 def _layer_problem(option: str, message: str, name: str, possible: list[str]) -> Problem:
@@ -111,6 +162,9 @@ def _converted_config(model: Any, adapter: Adapter) -> Any:
     if config.target_parameters and adapter.lora_dropout:
         message = "adapter.lora_dropout must be 0 if experts (one tensor per layer) get an adapter"
         raise RecipeError(Problem(message, f"{adapter.lora_dropout:g}", "--set adapter.lora_dropout=0"))
+    if config.target_parameters and adapter.uses_pissa():
+        message = "adapter.init_lora_weights must be default if experts (one tensor per layer) get an adapter"
+        raise RecipeError(Problem(message, "pissa", "--set adapter.init_lora_weights=default"))
     if config.target_parameters and adapter.use_dora:
         message = "adapter.use_dora must be false if experts (one tensor per layer) get an adapter"
         raise RecipeError(Problem(message, "true", "--set adapter.use_dora=false"))

@@ -104,6 +104,7 @@ def estimate_model_memory(
     validate_freeze(model, frozen)
     trained = parameters - sum(weight.numel() for weight in find_frozen_weights(model, frozen))
     trainable = trained if full else adapter
+    copies = 2 if recipe.adapter.uses_pissa() else 1  # PiSSA keeps the weights that the adapter started from
     four_bit = recipe.quantization.type == "nf4"
     trained_bytes = weight_bytes if full else FLOAT32_BYTES  # gradients and AdamW's moments have the same type
     nf4_bytes = (NF4_BITS + CONSTANT_BITS[recipe.quantization.double_quantization]) / 8
@@ -129,7 +130,7 @@ def estimate_model_memory(
     return MemoryEstimate(
         parameters=parameters,
         trainable=trainable,
-        weights=weights + (0 if full else adapter * trained_bytes),
+        weights=weights + (0 if full else adapter * trained_bytes * copies),
         gradients=trainable * trained_bytes,
         optimizer=trainable * STATE_BYTES.get(recipe.training.optim, 2 * trained_bytes),
         activations=activations + tokens * text.vocab_size * FLOAT32_BYTES,

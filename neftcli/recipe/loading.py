@@ -55,8 +55,9 @@ FOREIGN_NAMES = {
 MAX_COMMON_WORD = 4
 """Letters of a word that is a part of too many options to be a hint."""
 WEIGHTED = "--set data.sources='[{source: a.jsonl, weight: 2}, {source: b.jsonl, weight: 1}]'"
-ADAPTER_KEYS = ("r", "lora_", "target_", "modules_", "use_")
+ADAPTER_KEYS = ("r", "lora_", "target_", "modules_", "use_", "init_", "pissa_")
 """Beginnings of the options of an adapter, but for its type."""
+PISSA = "--set adapter.init_lora_weights=pissa"
 FLOOR = "--set training.lr_scheduler_type=cosine_with_min_lr"
 EXCLUSIVE = {"data.source": "data.sources", "data.sources": "data.source"}
 """Options that exclude each other: a setting with precedence replaces the other; both in one file are an error."""
@@ -416,6 +417,7 @@ def _needs(recipe: Recipe) -> list[tuple[str, bool, str, str]]:
     weighted = any(source.weight is not None for source in recipe.data.sources)
     return [
         *((f"adapter.{key}", lora, "adapter.type lora", "--lora") for key in ADAPTER_KEYS),
+        ("adapter.pissa_", recipe.adapter.uses_pissa() or not lora, "adapter.init_lora_weights pissa", PISSA),
         ("quantization.double", recipe.quantization.type != "none", "quantization.type nf4", "--qlora"),
         *((f"evaluation.generation.{key}", sampled, *sampling) for key in ("temperature", "top_p")),
         ("training.min_lr_ratio", has_floor, "a schedule with an end above 0", FLOOR),
@@ -469,6 +471,7 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
                 "export OPENAI_API_KEY=...    the key is read from the environment and never written",
             )
         )
+    problems += _pissa_problems(recipe, where("adapter.init_lora_weights"))
     if recipe.training.freeze and recipe.adapter.type != "none":
         problems.append(
             Problem(
@@ -486,6 +489,27 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
                 "--lora",
             )
         )
+    return problems
+
+
+def _pissa_problems(recipe: Recipe, origin: str) -> list[Problem]:
+    """Return the errors of options that PiSSA can't be combined with, since it changes the base weights.
+
+    Args:
+        recipe: The recipe.
+        origin: Origin of adapter.init_lora_weights.
+    """
+    if not recipe.adapter.uses_pissa():
+        return []
+    message = f"{origin}: adapter.init_lora_weights pissa and {{}} can't be combined: the saved adapter would not fit"
+    problems = []
+    if recipe.quantization.type != "none":
+        quantization = f"quantization.type {recipe.quantization.type}"
+        reason = f"{message.format(quantization)} the quantised base model"
+        problems.append(Problem(reason, quantization, "--set quantization.type=none"))
+    if recipe.adapter.use_dora:
+        reason = f"{message.format('adapter.use_dora')} the norms of the original weights"
+        problems.append(Problem(reason, "adapter.use_dora true", "--set adapter.use_dora=false"))
     return problems
 
 

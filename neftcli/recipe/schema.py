@@ -302,12 +302,31 @@ class Adapter:
             details="Slower: each layer computes the norms of its adapted weights.",
         ),
     ] = False
+    init_lora_weights: Annotated[
+        Literal["default", "pissa"],
+        Option(
+            "Weights that the adapter starts from",
+            details="default: zero, so that it starts as the base model. pissa: the largest singular values of each "
+            "weight; the saved adapter has twice the rank.",
+        ),
+    ] = "default"
+    pissa_niter: Annotated[
+        Count | None,
+        Option(
+            "Iterations of a fast, approximate SVD for pissa, e.g. 4; the exact one takes minutes for large models",
+            unset="the exact SVD",
+        ),
+    ] = None
     target_modules: Annotated[
         Literal["all-linear"] | tuple[Name, ...], Option("Layers that get an adapter: a list of names, or all-linear")
     ] = "all-linear"
     modules_to_save: Annotated[
         tuple[Name, ...], Option("Layers to train in full in addition to the adapter, e.g. [embed_tokens]")
     ] = ()
+
+    def uses_pissa(self) -> bool:
+        """Return whether the adapter starts from the largest singular values of the weights."""
+        return self.type == "lora" and self.init_lora_weights == "pissa"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,11 +69,13 @@ def _measure_plan(
 ) -> tuple[TrainingPlan, tuple[str, ...]]:
     """Return the plan, and notices about its adapter or frozen layers."""
     from neftcli.models.memory import estimate_memory
+    from neftcli.models.pissa import require_float32_weights
     from neftcli.system.device import available_memory, process_memory, resolve_compute_config
     from neftcli.training.trainer import num_training_steps
 
     frozen_weights = recipe.adapter.type != "none"
     compute = resolve_compute_config(recipe.training.precision, recipe.model.dtype, frozen_weights=frozen_weights)
+    require_float32_weights(recipe, compute)
     row_tokens = recipe.data.max_length
     if prepared is not None and recipe.training.batching != "packed":
         row_tokens = prepared.counts.train.longest

@@ -186,7 +186,8 @@ def saved_bytes(model: Any, recipe: Recipe) -> tuple[int, int]:
             model_bytes += weight.numel() * weight.element_size()
         if weight.requires_grad:
             trained += weight.numel()
-    return model_bytes, model_bytes + trained * STATE_BYTES.get(recipe.training.optim, 8)
+    checkpoint_bytes = model_bytes + trained * STATE_BYTES.get(recipe.training.optim, 8)
+    return model_bytes * (2 if recipe.adapter.uses_pissa() else 1), checkpoint_bytes
 
 
 def require_space(model_bytes: int, checkpoint_bytes: int, recipe: Recipe, folder: Path, observer: Observer) -> None:

@@ -388,10 +388,10 @@ class _Run:
             clock,
             schedule,
             measure=lambda step: evaluator.evaluate(trainer.model, step),
-            save_model=lambda: self._save_model(trainer.model, assets),
+            save_model=lambda: self._save_model(trainer, assets),
             run_state=run_state,
             stop=self.stop,
-            save_best=(lambda: self._save_model(trainer.model, assets, self.directory.best)) if keeps_best else None,
+            save_best=(lambda: self._save_model(trainer, assets, self.directory.best)) if keeps_best else None,
             patience=patience,
         )
         with neftune(
@@ -427,11 +427,11 @@ class _Run:
         if training.keep == "best" and best is not None and best.losses.step != last.step:
             kept = best
             if not run_state.trained:
-                trainer.load_weights(self.directory.best)
+                trainer.load_model(self.directory.best)
                 self.directory.promote_best()
         self.directory.remove_best()
         if not self.directory.model.is_dir():  # training ended early, or an earlier process did the last evaluation
-            self._save_model(trainer.model, assets)
+            self._save_model(trainer, assets)
         run_state.trained = True
         if training.selects_by_loss():
             selected = ModelSelected(
@@ -493,7 +493,7 @@ class _Run:
         if not run_state.is_over(checkpoint.step, total_steps, patience):
             trainer.train(resume_from_checkpoint=str(checkpoint.path))
 
-    def _save_model(self, model: Any, assets: Assets, target: Path | None = None) -> None:
+    def _save_model(self, trainer: NeftTrainer, assets: Assets, target: Path | None = None) -> None:
         """Save weights and tokenizer in `target`, by default the folder of the run's model."""
         from neftcli.models.gguf import settings_reference
         from neftcli.models.settings_files import (
@@ -502,13 +502,13 @@ class _Run:
             write_generation_config,
             write_tokenizer,
         )
-        from neftcli.training.trainer import save_weights
 
         if target is None:  # the best weights so far are saved without interrupting the display
             self.notify(Phase(PhaseId.SAVING_MODEL))
         if not distributed.is_main_process():
             return
         reference, tokenizer = assets.reference, assets.chat.tokenizer
+        model: Any = trainer.model
         base = settings_reference(reference)
         config, generation = read_base_settings(base)
         has_adapter = self.recipe.adapter.type != "none"
@@ -517,7 +517,7 @@ class _Run:
             model.peft_config["default"].base_model_name_or_path = location
             model.peft_config["default"].revision = reference.revision
         with self.directory.replace_model(target) as folder:
-            save_weights(model, folder)
+            trainer.save_model_files(folder)
             if not has_adapter:
                 write_config(folder, config, str(model.dtype).removeprefix("torch."))
             write_generation_config(folder, generation, config, assets.chat.stop_token_ids, tokenizer.pad_token_id)

@@ -22,7 +22,9 @@ from neftcli.errors import NonFiniteLossError, Problem, TrainingError
 from neftcli.kernels.attention import use_document_attention
 from neftcli.kernels.cross_entropy import fused_linear_cross_entropy, supports_fused_cross_entropy
 from neftcli.kernels.lora import fusable_lora_layers, fused_lora
+from neftcli.models.adapters import lora_config
 from neftcli.models.freezing import freeze_layers
+from neftcli.models.pissa import adapter_weights, load_converted, save_converted
 from neftcli.neftune import measure_strength, paired
 from neftcli.runs.checkpoints import RUN_STATE
 from neftcli.runs.directory import BEST_MODEL, METRICS, RECIPE
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from neftcli.data.dataset import TokenDataset
     from neftcli.data.splits import Indices
     from neftcli.neftune import Noise, Strength
-    from neftcli.recipe.schema import Adapter, Recipe, Training
+    from neftcli.recipe.schema import Recipe, Training
     from neftcli.runs.checkpoints import CheckpointFolder
     from neftcli.system.device import ComputeConfig
     from neftcli.training.resume import RunState
@@ -86,8 +88,9 @@ class NeftTrainer(SFTTrainer):
             args=_arguments(recipe, compute, rows, checkpoints.folder),
             train_dataset=pack_rows(rows, recipe.data.max_length) if is_packed else _dataset(rows.columns()),
             processing_class=tokenizer,
-            peft_config=_lora(recipe.adapter) if recipe.adapter.type == "lora" else None,
+            peft_config=lora_config(recipe.adapter) if recipe.adapter.type == "lora" else None,
         )
+        self._initial_adapter = adapter_weights(self.model) if recipe.adapter.uses_pissa() else None
         self._require_precision(compute)
         if recipe.quantization.type != "none":
             _keep_adapters_in_float32(self.model)
@@ -175,6 +178,21 @@ class NeftTrainer(SFTTrainer):
         """Load the weights of a checkpoint, without optimiser and states."""
         self._load_from_checkpoint(str(checkpoint))
         self.accelerator.wait_for_everyone()  # the main process may move the folder
+
+    def load_model(self, folder: Path) -> None:
+        """Load the weights that `save_model_files` wrote."""
+        if self._initial_adapter is None:
+            self.load_weights(folder)
+            return
+        load_converted(self.model, folder)
+        self.accelerator.wait_for_everyone()
+
+    def save_model_files(self, folder: Path) -> None:
+        """Save the weights of the run's model, or its adapter for the base model, as safetensors."""
+        if self._initial_adapter is None:
+            save_weights(self.model, folder)
+        else:
+            save_converted(self.model, folder, self._initial_adapter)
 
     def save_final_checkpoint(self, step: int) -> None:
         """Save a checkpoint after the last step, `step`, if this process trained it and there is none yet."""
@@ -409,19 +427,3 @@ def num_training_steps(recipe: Recipe, lengths: Sequence[int] | Indices, *, whol
             part = [[0] * length for length in lengths[start : start + PACKED_AT_ONCE]]
             rows += len(pack_dataset(Dataset.from_dict({"input_ids": part}), recipe.data.max_length, "bfd"))
     return count_steps(training, math.ceil(rows / training.per_device_train_batch_size))
-
-
-def _lora(adapter: Adapter) -> Any:
-    from peft import LoraConfig
-
-    named = adapter.target_modules
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=adapter.r,
-        lora_alpha=adapter.lora_alpha,
-        lora_dropout=adapter.lora_dropout,
-        target_modules=named if isinstance(named, str) else list(named),
-        modules_to_save=list(adapter.modules_to_save) or None,
-        use_rslora=adapter.use_rslora,
-        use_dora=adapter.use_dora,
-    )

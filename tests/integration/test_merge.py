@@ -87,6 +87,26 @@ def test_merge_equals_the_adapter(
     assert largest_difference(logits(base, run / "model"), expected) > 1e-2  # training has changed the model
 
 
+@pytest.mark.slow
+def test_merge_and_eval_of_pissa_are_the_trained_model(
+    train_run: Callable[..., Path], tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The saved adapter fits the original base model, also after best weights were loaded again."""
+    pissa = ("--set", "adapter.init_lora_weights=pissa", "--set", "adapter.use_rslora=true")
+    run = train_run("--lora", "--lora-r", "4", *pissa, "--keep", "best")
+    results = json.loads((run / "run.json").read_text())["results"]
+    measured = events(call_neft("eval", run, "--json").out)[-1]["metrics"][0]
+    assert measured["metric"] == "held_out_loss"
+    tuned, base = (value["value"] for value in measured["values"])
+    assert tuned == pytest.approx(results["held_out_loss"], abs=1e-6)
+    assert base == pytest.approx(results["base_held_out_loss"], abs=1e-6)
+    assert base - tuned > 1e-3
+    assert merged(run, tmp_path / "out")["comparison"]["difference"] < 1e-5
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    expected = tuned_logits(run, tiny_folder("llama"))
+    assert largest_difference(logits(model, tmp_path / "out"), expected) < 1e-5
+
+
 def test_merge_copies_tokenizer_template_and_stop_tokens(train_run: Callable[..., Path], tmp_path: Path) -> None:
     run = train_run("--lora")
     merged(run, tmp_path / "out")

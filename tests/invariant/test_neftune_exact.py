@@ -400,8 +400,9 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "lora with modules_to_save": {"target_modules": "all-linear", "modules_to_save": ["embed_tokens"]},
     "lora on embed_tokens": {"target_modules": ["q_proj", "embed_tokens"]},
     "dora, rslora": {"target_modules": "all-linear", "use_dora": True, "use_rslora": True},
+    "pissa": {"target_modules": "all-linear", "init_lora_weights": "pissa"},
 }
-SLOW_ADAPTERS = ("dora, rslora",)
+SLOW_ADAPTERS = ("dora, rslora", "pissa")
 each_adapter = pytest.mark.parametrize(
     "adapter",
     [pytest.param(name, marks=pytest.mark.slow if name in SLOW_ADAPTERS else ()) for name in ADAPTERS],

@@ -144,6 +144,13 @@ def test_estimate_memory_dora_has_a_magnitude_for_each_output(
     assert found.trainable == counted(with_adapter(tiny_model(family), adapter), trained_only=True)
 
 
+def test_estimate_memory_pissa_keeps_the_initial_adapter(folders: dict[Family, Path]) -> None:
+    pissa = replace(LORA, adapter=replace(LORA.adapter, init_lora_weights="pissa"))
+    plain, found = estimated(folders["llama"], LORA), estimated(folders["llama"], pissa)
+    assert (found.trainable, found.optimizer) == (plain.trainable, plain.optimizer)
+    assert found.weights == plain.weights + 4 * found.trainable
+
+
 @uses_peft
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_estimate_memory_four_bit_weights_equal_bitsandbytes(family: Family, folders: dict[Family, Path]) -> None:

@@ -571,6 +571,29 @@ def test_resolve_recipe_modules_to_save_without_adapter() -> None:
     )
 
 
+def test_resolve_recipe_rejects_pissa_on_other_weights() -> None:
+    """With 4-bit weights or DoRA the saved adapter would not be the trained one; both are reported."""
+    assert message(
+        "quantization:\n  type: nf4\nadapter:\n  type: lora\n  use_dora: true\n  init_lora_weights: pissa\n"
+    ) == (
+        "r.yaml, line 6: adapter.init_lora_weights pissa and quantization.type nf4 can't be combined: the saved "
+        "adapter would not fit the quantised base model\n"
+        "  got      quantization.type nf4\n"
+        "  hint     --set quantization.type=none\n"
+        "r.yaml, line 6: adapter.init_lora_weights pissa and adapter.use_dora can't be combined: the saved adapter "
+        "would not fit the norms of the original weights\n"
+        "  got      adapter.use_dora true\n"
+        "  hint     --set adapter.use_dora=false"
+    )
+
+
+def test_resolve_recipe_iterations_of_pissa_need_it() -> None:
+    with pytest.raises(
+        RecipeError, match=r"--set adapter\.pissa_niter: adapter\.pissa_niter needs adapter\.init_lora_weights"
+    ):
+        resolve_recipe([parse_assignment("adapter.type=lora"), parse_assignment("adapter.pissa_niter=4")])
+
+
 def test_resolve_recipe_rejects_frozen_layers_with_an_adapter() -> None:
     assert message("adapter:\n  type: lora\ntraining:\n  freeze: [embed_tokens, layers.0]\n") == (
         "r.yaml, line 4: training.freeze and adapter.type lora can't be combined\n"
@@ -721,6 +744,7 @@ def without_contradictions(recipe: Recipe) -> Recipe:
     if recipe.data.sources:
         recipe = replace(recipe, data=replace(recipe.data, source="builtin"))
     recipe = replace(recipe, training=replace(recipe.training, keep="last", patience=None))
+    recipe = replace(recipe, adapter=replace(recipe.adapter, init_lora_weights="default"))
     if recipe.adapter.type == "lora":
         return replace(recipe, training=replace(recipe.training, freeze=()))
     return replace(recipe, adapter=replace(recipe.adapter, modules_to_save=()), quantization=Quantization())
