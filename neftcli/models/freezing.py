@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def find_frozen_weights(model: Any, names: Sequence[str]) -> list[Any]:
     """List the weights of the layers whose dotted path ends with the parts of a name, each weight once."""
-    found = {}
+    found: dict[int, Any] = {}
     for name in names:
         for module in match_target_modules(model, name):
             found |= {id(weight): weight for weight in module.parameters()}

@@ -55,7 +55,7 @@ FOREIGN_NAMES = {
 MAX_COMMON_WORD = 4
 """Letters of a word that is a part of too many options to be a hint."""
 WEIGHTED = "--set data.sources='[{source: a.jsonl, weight: 2}, {source: b.jsonl, weight: 1}]'"
-ADAPTER_KEYS = ("r", "lora_", "target_", "modules_", "use_", "init_", "pissa_")
+ADAPTER_KEYS = ("r", "lora_", "target_", "modules_", "use_", "init_", "pissa_", "loraplus_")
 """Beginnings of the options of an adapter, but for its type."""
 PISSA = "--set adapter.init_lora_weights=pissa"
 FLOOR = "--set training.lr_scheduler_type=cosine_with_min_lr"

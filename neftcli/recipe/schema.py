@@ -317,6 +317,14 @@ class Adapter:
             unset="the exact SVD",
         ),
     ] = None
+    loraplus_lr_ratio: Annotated[
+        Annotated[float, Ge(1), Lt(float("inf"))] | None,
+        Option(
+            "Learning rate of the B matrices as a multiple of training.learning_rate (LoRA+), e.g. 16",
+            details="Also of the other trained vectors, such as DoRA's magnitudes.",
+            unset="the same rate for all",
+        ),
+    ] = None
     target_modules: Annotated[
         Literal["all-linear"] | tuple[Name, ...], Option("Layers that get an adapter: a list of names, or all-linear")
     ] = "all-linear"

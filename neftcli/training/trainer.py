@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
+from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer, pack_dataset
@@ -90,6 +91,7 @@ class NeftTrainer(SFTTrainer):
             processing_class=tokenizer,
             peft_config=lora_config(recipe.adapter) if recipe.adapter.type == "lora" else None,
         )
+        self._loraplus_lr_ratio = recipe.adapter.loraplus_lr_ratio if recipe.adapter.type == "lora" else None
         self._initial_adapter = adapter_weights(self.model) if recipe.adapter.uses_pissa() else None
         self._require_precision(compute)
         if recipe.quantization.type != "none":
@@ -163,6 +165,23 @@ class NeftTrainer(SFTTrainer):
         self._total_train_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Create the optimiser; with LoRA+ the B matrices have a learning rate of their own."""
+        if self._loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        rate = settings.pop("lr")
+        self.optimizer = create_loraplus_optimizer(
+            self.model,
+            optimizer_class,
+            lr=rate,
+            loraplus_lr_ratio=self._loraplus_lr_ratio,
+            loraplus_lr_embedding=rate,
+            loraplus_weight_decay=self.args.weight_decay,
+            **settings,
+        )
+        return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         return self._buckets or super()._get_train_sampler(train_dataset)

@@ -251,6 +251,26 @@ def test_train_each_method_finishes_and_loads_again(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # bitsandbytes 0.50
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adafactor", "adamw_8bit"])
+def test_train_loraplus_with_ratio_1_is_lora(neft: Neft, quick: list[str], tmp_path: Path, optim: str) -> None:
+    """Bit for bit; with another ratio the first step, whose gradient of A is 0, moves B that many times as far."""
+    lora = ["--lora", "--lora-r", "4", "--set", f"training.optim={optim}", "--set", "training.weight_decay=0.1"]
+    step = [*lora, "--set", "training.max_steps=1", "--set", "adapter.target_modules=[q_proj, embed_tokens]"]
+    hashes, largest = [], []
+    for ratio in ("null", "1"):
+        assert neft(*quick, *lora, "--set", f"adapter.loraplus_lr_ratio={ratio}").code == 0
+        hashes.append(weights_hash(sorted((tmp_path / "runs").iterdir())[-1]))
+    assert hashes[0] == hashes[1]
+    for ratio in ("1", "16"):
+        output = tmp_path / ratio
+        assert neft(*quick, *step, "--set", f"adapter.loraplus_lr_ratio={ratio}", "--output-dir", output).code == 0
+        weights = load_file(output / "tiny-a5-s0" / "model" / "adapter_model.safetensors")
+        largest.append(max(float(weight.abs().max()) for name, weight in weights.items() if "lora_B" in name))
+    assert largest[1] == pytest.approx(16 * largest[0], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_train_frozen_layers_stay_as_they_were(
     neft: Neft, quick: list[str], tmp_path: Path, tiny_folder: Callable[[str], Path]
 ) -> None:

@@ -41,6 +41,7 @@ MODES: dict[str, dict[str, Any]] = {
         "training.min_lr_ratio": 0.3,
     },
     "PiSSA, best weights": {**LORA, "adapter.init_lora_weights": "pissa", "training.keep": "best"},
+    "LoRA+": {**LORA, "adapter.loraplus_lr_ratio": 16, "training.weight_decay": 0.1},
     "PiSSA by a fast SVD": {**LORA, "adapter.init_lora_weights": "pissa", "adapter.pissa_niter": 2},
     "full, frozen layers": {"training.freeze": "[embed_tokens, layers.0]", "training.weight_decay": 0.1},
     "packed": {"training.batching": "packed", "data.max_length": 400, "training.per_device_train_batch_size": 1},
