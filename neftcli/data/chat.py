@@ -353,6 +353,7 @@ def load_chat_format(
     from neftcli.models.gguf import is_gguf_converted, is_gguf_locked
     from neftcli.models.limits import load_embedding_size
     from neftcli.models.loading import load_tokenizer, read_stop_tokens
+    from neftcli.models.new_tokens import add_tokens
 
     if reference.kind == "gguf" and not is_gguf_converted(Path(reference.location)):
         if is_gguf_locked(Path(reference.location)):
@@ -362,6 +363,7 @@ def load_chat_format(
         observer.notify(Phase(PhaseId.LOADING_TOKENIZER))
     trust = recipe.model.trust_remote_code
     tokenizer, notices = load_tokenizer(reference, trust, load_embedding_size(reference, trust))
+    add_tokens(tokenizer, recipe.model.new_tokens)
     declared = read_stop_tokens(reference)
     with tokenizer_errors(tokenizer, "model.name"):
         template = "" if row_format == "text" else set_chat_template(tokenizer, recipe.model.chat_template)

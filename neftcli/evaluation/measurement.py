@@ -27,6 +27,7 @@ from neftcli.models.limits import (
     require_positions,
 )
 from neftcli.models.loading import load_config
+from neftcli.models.new_tokens import extended_size
 from neftcli.recipe.schema import TaskSettings
 from neftcli.wording import count_noun
 
@@ -177,7 +178,7 @@ class ModelEvaluator:
 
     def _require_embeddings(self, config: Any) -> None:
         """Reject rows with a token that the model has no embedding for; of rows without a loss, check the prompt."""
-        vocabulary = embedding_size(config)
+        vocabulary = extended_size(embedding_size(config), self._tokenizer, self.target.recipe)
         rows = [(row.location, row.input_ids) for row in self._token_rows.values()]
         prompts = (
             (example.location, tokenize_prompt(self._chat, example))

@@ -175,7 +175,9 @@ class EvalTarget:
             settings = folder_sha256(Path(self.reference.location), *SETTINGS_FILES)
         if self.run and self.has_adapter():
             adapter = folder_sha256(self.run.model, "*.safetensors", *SETTINGS_FILES)
+        new_tokens = {"new_tokens": self.recipe.model.new_tokens} if self.recipe.model.new_tokens else {}
         return {
+            **new_tokens,
             "weights": weights,
             "settings": settings,
             "adapter": adapter,

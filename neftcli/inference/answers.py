@@ -314,6 +314,7 @@ def _answer(
     from neftcli.evaluation.progress import ProgressReporter
     from neftcli.models.limits import embedding_size, max_prompt_length, require_embeddings
     from neftcli.models.loading import load_config
+    from neftcli.models.new_tokens import extended_size
 
     compute = target.compute_config()
     observer.notify(Phase(PhaseId.LOADING_TOKENIZER, target.name))
@@ -323,7 +324,8 @@ def _answer(
     limit = max_prompt_length(config, generation.max_new_tokens)
     prompts = [tokenize_prompt(chat, example) for example in rows.examples]
     locations = [example.location for example in rows.examples]
-    require_embeddings(zip(locations, prompts, strict=True), chat.tokenizer, embedding_size(config))
+    vocabulary = extended_size(embedding_size(config), chat.tokenizer, target.recipe)
+    require_embeddings(zip(locations, prompts, strict=True), chat.tokenizer, vocabulary)
     seed = target.recipe.training.seed if request.seed is None else request.seed
     settings = {
         "model": {"name": target.name, **model_identity(target, chat, compute)},

@@ -133,6 +133,7 @@ def _prepare_model(
     """Load everything of a model but its weights."""
     from neftcli.models.limits import embedding_size, max_prompt_length
     from neftcli.models.loading import load_config
+    from neftcli.models.new_tokens import extended_size
 
     observer.notify(Phase(PhaseId.LOADING_TOKENIZER, target.name))
     chat = target.load_chat_format(TEXT if plain_text else "messages", observer)
@@ -144,7 +145,8 @@ def _prepare_model(
     if system and not plain_text:
         conversation.validate_system(system)
         conversation.system = system
-    return LoadedModel(target, chat, None, True, embedding_size(config), conversation)
+    vocabulary = extended_size(embedding_size(config), chat.tokenizer, target.recipe)
+    return LoadedModel(target, chat, None, True, vocabulary, conversation)
 
 
 class Chat:

@@ -12,8 +12,13 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Adapter
 
 
-def lora_config(adapter: Adapter) -> Any:
-    """Return peft's configuration of an adapter."""
+def lora_config(adapter: Adapter, trained_tokens: dict[str, list[int]] | None = None) -> Any:
+    """Return peft's configuration of an adapter.
+
+    Args:
+        adapter: The adapter.
+        trained_tokens: Ids of tokens that are trained as well, by the name of the layer that has a row for each.
+    """
     from peft import LoraConfig
 
     named = adapter.target_modules
@@ -27,6 +32,7 @@ def lora_config(adapter: Adapter) -> Any:
         use_rslora=adapter.use_rslora,
         use_dora=adapter.use_dora,
         init_lora_weights=_initialization(adapter),
+        trainable_token_indices=trained_tokens or None,
     )
 
 

@@ -275,6 +275,8 @@ def load_model_for_recipe(recipe: Recipe, reference: ModelReference, compute: Co
     """
     import torch
 
+    from neftcli.models.new_tokens import add_embeddings
+
     quantization = recipe.quantization
     model = load_model(
         reference,
@@ -284,6 +286,9 @@ def load_model_for_recipe(recipe: Recipe, reference: ModelReference, compute: Co
         compute_dtype=torch.bfloat16 if compute.bfloat16 else torch.float32,
         trust_remote_code=recipe.model.trust_remote_code,
     )
+    if recipe.model.new_tokens:
+        tokenizer, _ = load_tokenizer(reference, recipe.model.trust_remote_code)
+        add_embeddings(model, tokenizer, recipe)
     if not getattr(model, "is_quantized", False):  # quantised models are on the device already
         model.to(compute.device)
     return model

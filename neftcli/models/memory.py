@@ -22,6 +22,7 @@ from neftcli.models.adapters import (
     validate_adapter,
 )
 from neftcli.models.freezing import find_frozen_weights, freeze_notices, validate_freeze
+from neftcli.models.new_tokens import find_token_layers, validate_new_tokens
 from neftcli.models.registry import ModelReference
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def estimate_memory(
     activation_bytes: int,
     row_tokens: int,
     device: str,
+    vocabulary: int | None = None,
 ) -> MemoryEstimate:
     """Estimate the memory of training with a recipe.
 
@@ -85,11 +87,16 @@ def estimate_memory(
         activation_bytes: Bytes per activation, 2 or 4.
         row_tokens: Tokens of the longest row of a batch.
         device: cpu or cuda.
+        vocabulary: Number of embeddings with the recipe's new tokens; by default one for each is added.
     """
     from neftcli.models.loading import build_meta_model
 
     trust = recipe.model.trust_remote_code
-    model = build_meta_model(reference, _configuration(reference, trust), trust)
+    config = _configuration(reference, trust)
+    if recipe.model.new_tokens:
+        text = config.get_text_config()
+        text.vocab_size = vocabulary or text.vocab_size + len(recipe.model.new_tokens)
+    model = build_meta_model(reference, config, trust)
     return estimate_model_memory(recipe, model, weight_bytes, activation_bytes, row_tokens, device)
 
 
@@ -100,6 +107,9 @@ def estimate_model_memory(
     from neftcli.kernels.attention import MAX_BLOCKWISE_TOKENS, num_saved_weights
 
     parameters, linear, adapter = _count_parameters(model, recipe.adapter)
+    validate_new_tokens(model, recipe)
+    for layer in find_token_layers(model, recipe.adapter).values():
+        adapter += len(recipe.model.new_tokens) * layer.weight.shape[1]
     full, frozen = recipe.adapter.type == "none", recipe.training.freeze
     validate_freeze(model, frozen)
     trained = parameters - sum(weight.numel() for weight in find_frozen_weights(model, frozen))

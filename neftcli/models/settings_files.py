@@ -100,6 +100,7 @@ def write_config(folder: Path, base: Settings, dtype: str) -> None:
     if not any(key in settings for key in DTYPE_KEYS):
         settings["dtype" if "dtype" in saved and "rope_parameters" in base else "torch_dtype"] = dtype
     settings.setdefault("architectures", saved.get("architectures"))
+    settings = _replace_vocabulary_size(settings, saved)
     _write(folder / CONFIG, _copy_auto_map(saved, settings))
 
 
@@ -133,15 +134,20 @@ def write_generation_config(
     _write(folder / GENERATION, settings)
 
 
-def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, base: ModelReference) -> None:
+def write_tokenizer(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, base: ModelReference, *, changed: bool = False
+) -> None:
     """Write the base model's tokenizer files, with the chat template used in training.
 
     Args:
         folder: The folder of the tuned model or the adapter.
         tokenizer: The tokenizer used in training. Files that the base model doesn't have are written by transformers.
         base: The base model, from `settings_reference`.
+        changed: The tokenizer has new tokens, so the base model's files don't fit it.
     """
     tokenizer.save_pretrained(folder)
+    if changed:
+        return
     names = (*TOKENIZER_FILES, *_vocabulary_files(tokenizer))
     located = {name: find_file(base, name, cached=True) for name in names}
     files = {name: file for name, file in located.items() if file is not None}
@@ -242,6 +248,16 @@ def _replace_dtype(settings: Settings, dtype: str) -> Settings:
         else:
             changed[key] = _replace_dtype(value, dtype) if isinstance(value, dict) else value
     return changed
+
+
+def _replace_vocabulary_size(settings: Settings, saved: Settings) -> Settings:
+    """Return the settings with the number of embeddings of the saved model, which new tokens increase."""
+    if "vocab_size" in settings and "vocab_size" in saved:
+        return settings | {"vocab_size": saved["vocab_size"]}
+    text, saved_text = settings.get("text_config"), saved.get("text_config")
+    if isinstance(text, dict) and isinstance(saved_text, dict) and "vocab_size" in saved_text:
+        return settings | {"text_config": text | {"vocab_size": saved_text["vocab_size"]}}
+    return settings
 
 
 def _copy_auto_map(saved: Settings, settings: Settings) -> Settings:

@@ -471,6 +471,9 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
                 "export OPENAI_API_KEY=...    the key is read from the environment and never written",
             )
         )
+    if len(set(recipe.model.new_tokens)) < len(recipe.model.new_tokens):
+        message = f"{where('model.new_tokens')}: model.new_tokens names a token twice"
+        problems.append(Problem(message, ", ".join(recipe.model.new_tokens), "name each token once"))
     problems += _pissa_problems(recipe, where("adapter.init_lora_weights"))
     if recipe.training.freeze and recipe.adapter.type != "none":
         problems.append(

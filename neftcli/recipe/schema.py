@@ -94,6 +94,14 @@ class Model:
             unset="the model's own, or alpaca if it has none",
         ),
     ] = None
+    new_tokens: Annotated[
+        tuple[Name, ...],
+        Option(
+            "Tokens to add to the tokenizer, e.g. ['<tool>', '</tool>']",
+            details="Their embeddings start from the mean of all others and are trained, also beside an adapter.",
+            unset="none",
+        ),
+    ] = ()
     trust_remote_code: Annotated[
         bool, Option("Run Python code that comes with the model", "--trust-remote-code", switch=True)
     ] = False

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from neftcli.sweep.plan import Cell
 
 ENGINES = ("local", "ray")
-CHANGE_TOKENS = ("model.name", "model.revision", "model.chat_template")
+CHANGE_TOKENS = ("model.name", "model.revision", "model.chat_template", "model.new_tokens")
 """Options whose losses are over different tokens, so that one table can't hold them."""
 ANSWER_METRICS = {WIN_RATE_LENGTH_CONTROLLED, "rouge_l", "exact_match"}
 OPTIMISTIC = (

@@ -12,6 +12,8 @@ from neftcli.data.prepare import PreparedData
 from neftcli.data.sources import is_hub_id
 from neftcli.errors import InputError
 from neftcli.events import Notice, Observer, RecipeResolved, TrainingPlan
+from neftcli.models.limits import load_embedding_size
+from neftcli.models.new_tokens import extended_size
 from neftcli.models.registry import ModelReference, resolve_model
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.directory import require_writable
@@ -41,7 +43,7 @@ def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
     resolved = RecipeResolved(to_yaml(replace(recipe, training=training)))
     with tempfile.TemporaryDirectory() as folder, capture_library_output(Path(folder) / "log", load=False):
         try:
-            prepared, _, notices = prepare_inputs(recipe, observer)
+            prepared, chat, notices = prepare_inputs(recipe, observer)
         except InputError:
             if _may_be_unreachable(recipe, reference) and reference.alias and reference.alias.architecture:
                 observer.notify(resolved)
@@ -49,7 +51,9 @@ def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
             raise
         observer.notify(resolved)
         report_data(prepared, notices, observer)
-        plan, memory_notices = _measure_plan(recipe, reference, prepared)
+        vocabulary = load_embedding_size(reference, recipe.model.trust_remote_code)
+        vocabulary = extended_size(vocabulary, chat.tokenizer, recipe)
+        plan, memory_notices = _measure_plan(recipe, reference, prepared, vocabulary)
     for notice in memory_notices:
         observer.notify(Notice(notice))
     observer.notify(plan)
@@ -65,7 +69,7 @@ def plan_run(recipe: Recipe, observer: Observer) -> TrainingPlan:
 
 
 def _measure_plan(
-    recipe: Recipe, reference: ModelReference, prepared: PreparedData | None
+    recipe: Recipe, reference: ModelReference, prepared: PreparedData | None, vocabulary: int | None = None
 ) -> tuple[TrainingPlan, tuple[str, ...]]:
     """Return the plan, and notices about its adapter or frozen layers."""
     from neftcli.models.memory import estimate_memory
@@ -81,7 +85,7 @@ def _measure_plan(
         row_tokens = prepared.counts.train.longest
     activation_bytes = 2 if compute.precision() == "bf16" else 4
     weight_bytes = compute.weights_dtype.itemsize
-    memory = estimate_memory(recipe, reference, weight_bytes, activation_bytes, row_tokens, compute.device)
+    memory = estimate_memory(recipe, reference, weight_bytes, activation_bytes, row_tokens, compute.device, vocabulary)
     libraries = process_memory() if compute.device == "cpu" else 0
     lengths: Sequence[int] | Indices = prepared.train.lengths() if prepared else ()
     plan = TrainingPlan(

@@ -17,6 +17,7 @@ from neftcli.models.chat_templates import NAMED_TEMPLATES, validate_chat_templat
 from neftcli.models.gguf import is_gguf_converted
 from neftcli.models.limits import load_embedding_size, max_prompt_length, require_embeddings, require_positions
 from neftcli.models.loading import require_pinned_code
+from neftcli.models.new_tokens import extended_size, new_token_ids
 from neftcli.models.registry import ALIASES, ModelReference, resolve_model
 from neftcli.models.validate import validate_model, validate_weight_files
 from neftcli.recipe.loading import list_path_values
@@ -112,8 +113,21 @@ def tokenize_inputs(
     prepared = prepare(examples, recipe.data, chat, TokenisingProgress(observer))
     _require_selection_rows(recipe, prepared)
     _require_room(recipe, reference, prepared, answers=answers)
-    _require_embedded_rows(prepared, chat, load_embedding_size(reference, recipe.model.trust_remote_code))
+    vocabulary = load_embedding_size(reference, recipe.model.trust_remote_code)
+    _require_embedded_rows(prepared, chat, extended_size(vocabulary, chat.tokenizer, recipe))
+    if unused := _find_unused_tokens(recipe, prepared, chat):
+        notices.append(f"model.new_tokens: not in any training row: {', '.join(unused)}")
     return prepared, chat, notices
+
+
+def _find_unused_tokens(recipe: Recipe, prepared: PreparedData, chat: ChatFormat) -> list[str]:
+    """Return the new tokens that occur in no training row."""
+    ids = dict(zip(new_token_ids(chat.tokenizer, recipe), recipe.model.new_tokens, strict=True))
+    if ids:
+        for row in prepared.train:
+            for token in row.input_ids:
+                ids.pop(token, None)
+    return list(ids.values())
 
 
 def report_data(prepared: PreparedData, notices: list[str], observer: Observer) -> None:

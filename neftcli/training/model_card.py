@@ -100,6 +100,8 @@ def _facts(recipe: Recipe, record: dict[str, Any]) -> list[tuple[str, str]]:
         ("noise / embedding at layer 0", f"{record['noise_to_embedding']:.3g}"),
         ("learning rate, seed", f"{recipe.learning_rate():g}, {recipe.training.seed}"),
     ]
+    if recipe.model.new_tokens:
+        facts.append(("new tokens", quote_markdown(", ".join(recipe.model.new_tokens), in_table=True)))
     if recipe.training.freeze:
         facts.append(("frozen layers", quote_markdown(", ".join(recipe.training.freeze), in_table=True)))
     for name, digest in record["weights_sha256"].items():
@@ -125,10 +127,14 @@ def _usage(recipe: Recipe, reference: ModelReference, *, chat: bool) -> list[str
     lines = [f"from transformers import {', '.join(classes)}", "", 'folder = "."  # where this card is']
     if adapter:
         lines.insert(0, "from peft import PeftModel")
-        lines += [*base_model_lines(reference, trust), "model = PeftModel.from_pretrained(model, folder)"]
+        lines += base_model_lines(reference, trust)
     else:
         lines.append(f"model = AutoModelForCausalLM.from_pretrained(folder{trust})")
     lines.append(f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})")
+    if adapter and recipe.model.new_tokens:
+        lines.append("model.resize_token_embeddings(max(model.vocab_size, len(tokenizer)))  # for the new tokens")
+    if adapter:
+        lines.append("model = PeftModel.from_pretrained(model, folder)")
     if chat:
         lines += [
             'turns = [{"role": "user", "content": "What is a glacier?"}]',

@@ -33,6 +33,7 @@ from neftcli.events import (
 )
 from neftcli.models.adapters import adapter_notices, validate_adapter
 from neftcli.models.freezing import freeze_notices, validate_freeze
+from neftcli.models.new_tokens import validate_new_tokens
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.baseline import find_paired_run
 from neftcli.runs.checkpoints import Checkpoint, CheckpointFolder
@@ -226,6 +227,7 @@ class _Run:
         frozen = self.recipe.training.freeze
         validate_adapter(model, self.recipe.adapter)
         validate_freeze(model, frozen)
+        validate_new_tokens(model, self.recipe)
         notes = [*adapter_notices(model, self.recipe.adapter), *freeze_notices(model, frozen)]
         for note in notes:
             self.notify(Notice(note))
@@ -521,7 +523,7 @@ class _Run:
             if not has_adapter:
                 write_config(folder, config, str(model.dtype).removeprefix("torch."))
             write_generation_config(folder, generation, config, assets.chat.stop_token_ids, tokenizer.pad_token_id)
-            write_tokenizer(folder, tokenizer, base)
+            write_tokenizer(folder, tokenizer, base, changed=bool(self.recipe.model.new_tokens))
 
     def _answer_again(self, evaluator: Evaluator, trainer: NeftTrainer, step: int) -> list[str]:
         """Generate the tuned model's answers to the prompts that the base model has answered.

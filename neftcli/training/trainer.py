@@ -25,6 +25,7 @@ from neftcli.kernels.cross_entropy import fused_linear_cross_entropy, supports_f
 from neftcli.kernels.lora import fusable_lora_layers, fused_lora
 from neftcli.models.adapters import lora_config
 from neftcli.models.freezing import freeze_layers
+from neftcli.models.new_tokens import find_token_layers, new_token_ids
 from neftcli.models.pissa import adapter_weights, load_converted, save_converted
 from neftcli.neftune import measure_strength, paired
 from neftcli.runs.checkpoints import RUN_STATE
@@ -84,13 +85,17 @@ class NeftTrainer(SFTTrainer):
         training = recipe.training
         is_packed = training.batching == "packed"
         freeze_layers(model, training.freeze)
+        new_tokens = new_token_ids(tokenizer, recipe)
+        trained_tokens = {name: new_tokens for name in find_token_layers(model, recipe.adapter) if new_tokens}
         super().__init__(
             model=model,
             args=_arguments(recipe, compute, rows, checkpoints.folder),
             train_dataset=pack_rows(rows, recipe.data.max_length) if is_packed else _dataset(rows.columns()),
             processing_class=tokenizer,
-            peft_config=lora_config(recipe.adapter) if recipe.adapter.type == "lora" else None,
+            peft_config=lora_config(recipe.adapter, trained_tokens) if recipe.adapter.type == "lora" else None,
         )
+        if trained_tokens:
+            self.model.get_output_embeddings().bias = None  # TRL reads it, and peft's wrapper of the layer has none
         self._loraplus_lr_ratio = recipe.adapter.loraplus_lr_ratio if recipe.adapter.type == "lora" else None
         self._initial_adapter = adapter_weights(self.model) if recipe.adapter.uses_pissa() else None
         self._require_precision(compute)
@@ -168,11 +173,12 @@ class NeftTrainer(SFTTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the optimiser; with LoRA+ the B matrices have a learning rate of their own."""
-        if self._loraplus_lr_ratio is None or self.optimizer is not None:
-            return super().create_optimizer(model)
+        if self._loraplus_lr_ratio is None:
+            optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+            return optimizer
         optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         rate = settings.pop("lr")
-        self.optimizer = create_loraplus_optimizer(
+        self.optimizer = optimizer = create_loraplus_optimizer(
             self.model,
             optimizer_class,
             lr=rate,
@@ -181,7 +187,7 @@ class NeftTrainer(SFTTrainer):
             loraplus_weight_decay=self.args.weight_decay,
             **settings,
         )
-        return self.optimizer
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         return self._buckets or super()._get_train_sampler(train_dataset)

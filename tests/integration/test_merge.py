@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from neftcli.models.loading import load_adapter
 from tests.conftest import Result, call_neft, events, quick_arguments
+from tests.tiny import save_tiny
 
 SLOW_FAMILIES = ("opt", "gemma", "granite")
 TEXTS = ("Name a fruit.", "Which day follows Monday? Tuesday.")
@@ -105,6 +107,38 @@ def test_merge_and_eval_of_pissa_are_the_trained_model(
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     expected = tuned_logits(run, tiny_folder("llama"))
     assert largest_difference(logits(model, tmp_path / "out"), expected) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [(), ("--lora",)], ids=["full", "lora"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_merge_and_eval_of_new_tokens_are_the_trained_model(
+    neft: Callable[..., Result], rows_file: Path, tmp_path: Path, tied: bool, extra: tuple[str, ...]
+) -> None:
+    """Neft, peft and transformers load the same model with resized embeddings; the base model is measured with them."""
+    save_tiny(tmp_path / "base", "llama", vocab_size=247, tie_word_embeddings=tied)
+    quick = quick_arguments(tmp_path / "base", rows_file, tmp_path / "runs")
+    assert neft(*quick, *extra, "--learning-rate", "1e-2", "--set", "model.new_tokens=['Name', '<tool>']").code == 0
+    run = tmp_path / "runs" / "tiny-a5-s0"
+    results = json.loads((run / "run.json").read_text())["results"]
+    measured = events(neft("eval", run, "--json").out)[-1]["metrics"][0]
+    tuned, base = (value["value"] for value in measured["values"])
+    assert tuned == pytest.approx(results["held_out_loss"], abs=1e-6)
+    assert base == pytest.approx(results["base_held_out_loss"], abs=1e-6)
+    folder = run / "model"
+    if extra:
+        folder = tmp_path / "out"
+        assert merged(run, folder)["comparison"]["difference"] < 1e-5
+        loaded = AutoPeftModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
+        plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        assert largest_difference(logits(plain, folder), logits(loaded, run / "model")) < 1e-5
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("Name")["input_ids"][-1] == 247
+    assert model.config.vocab_size == len(tokenizer) == len(model.get_input_embeddings().weight) == 249
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) is tied
+    weight = model.get_input_embeddings().weight
+    assert (weight[247] - weight[:247].mean(0)).abs().max() > 1e-3, "trained; <tool> is in no row"
 
 
 def test_merge_copies_tokenizer_template_and_stop_tokens(train_run: Callable[..., Path], tmp_path: Path) -> None:

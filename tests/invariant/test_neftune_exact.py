@@ -400,9 +400,10 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "lora with modules_to_save": {"target_modules": "all-linear", "modules_to_save": ["embed_tokens"]},
     "lora on embed_tokens": {"target_modules": ["q_proj", "embed_tokens"]},
     "dora, rslora": {"target_modules": "all-linear", "use_dora": True, "use_rslora": True},
+    "new and trained tokens": {"target_modules": "all-linear", "trainable_token_indices": [11, 99, 256, 257]},
     "pissa": {"target_modules": "all-linear", "init_lora_weights": "pissa"},
 }
-SLOW_ADAPTERS = ("dora, rslora", "pissa")
+SLOW_ADAPTERS = ("dora, rslora", "new and trained tokens", "pissa")
 each_adapter = pytest.mark.parametrize(
     "adapter",
     [pytest.param(name, marks=pytest.mark.slow if name in SLOW_ADAPTERS else ()) for name in ADAPTERS],
@@ -413,7 +414,10 @@ def adapted(family: Family, adapter: str, **overrides: Any) -> nn.Module:
     """A model with an adapter whose factors aren't zero."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        model = get_peft_model(tiny_model(family, **overrides), LoraConfig(r=4, **ADAPTERS[adapter])).train()
+        base = tiny_model(family, **overrides)
+        if "new" in adapter:
+            base.resize_token_embeddings(258, mean_resizing=True)
+        model = get_peft_model(base, LoraConfig(r=4, **ADAPTERS[adapter])).train()
         for value in model.parameters():
             if value.requires_grad:
                 value += 0.02 * torch.randn_like(value)
@@ -437,7 +441,38 @@ def test_alpha_zero_with_adapters_is_bit_identical(family: Family, adapter: str)
     assert_same(zero.gradients[-1], plain.gradients[-1])
     assert_same(zero.weights, plain.weights)
     assert five.gradients[0].keys() == plain.gradients[0].keys()
-    assert any("embed_tokens" in name for name in five.gradients[0]) == ("embed_tokens" in str(ADAPTERS[adapter]))
+    assert any("embed_tokens" in name for name in five.gradients[0]) == ("token" in str(ADAPTERS[adapter]))
+
+
+@pytest.mark.slow
+@each_family
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_noise_on_new_tokens_is_a_constant_after_their_trained_rows(family: Family, tied: bool) -> None:
+    """Trained rows replace those of the matrix; the noise comes after that, once, with the gradient of a constant."""
+    tokens = [[token if token % 3 else 257 for token in document] for document in DOCUMENTS]
+    batch = padded([[token if token % 5 else 99 for token in document] for document in tokens], "right")
+    model: Any = adapted(family, "new and trained tokens", tie_word_embeddings=tied)
+    embedding = model.get_input_embeddings()
+    rows = embedding.token_adapter.trainable_tokens_delta["default"]
+    clean = clean_vectors(model, batch.inputs["input_ids"])
+    scale = HIDDEN**0.5 if family == "gemma" else 1.0
+    torch.testing.assert_close(
+        clean[batch.inputs["input_ids"] == 257], (scale * rows[3]).expand_as(clean[batch.inputs["input_ids"] == 257])
+    )
+    with neftune(model, ALPHA), recorded(model) as outputs:
+        loss = model(**batch.with_labels()).loss
+        loss.backward()
+    assert_bounds((outputs[0] - clean).double().numpy(), batch, [bound(len(each)) for each in batch.documents])
+    noised_gradients = gradients(model)
+    model.zero_grad()
+    inputs = batch.with_labels()
+    vectors = embedding(inputs.pop("input_ids"))
+    expected = model(**inputs, inputs_embeds=vectors + (outputs[0] - clean)).loss
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(noised_gradients[name], gradient, rtol=1e-4, atol=1e-6)
+    assert any("trainable_tokens_delta" in name for name in noised_gradients)
 
 
 @each_adapter

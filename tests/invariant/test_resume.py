@@ -41,6 +41,8 @@ MODES: dict[str, dict[str, Any]] = {
         "training.min_lr_ratio": 0.3,
     },
     "PiSSA, best weights": {**LORA, "adapter.init_lora_weights": "pissa", "training.keep": "best"},
+    "new tokens": {"model.new_tokens": "['<tool>', 'the ']"},
+    "LoRA, new tokens": {**LORA, "model.new_tokens": "['<tool>', 'the ']"},
     "LoRA+": {**LORA, "adapter.loraplus_lr_ratio": 16, "training.weight_decay": 0.1},
     "PiSSA by a fast SVD": {**LORA, "adapter.init_lora_weights": "pissa", "adapter.pissa_niter": 2},
     "full, frozen layers": {"training.freeze": "[embed_tokens, layers.0]", "training.weight_decay": 0.1},
@@ -76,6 +78,9 @@ def settings_of(
         if "dropout in the model" in mode:
             model = tmp_path_factory.mktemp("models") / "opt"
             save_tiny(model, "opt", dropout=0.2)
+        if "new tokens" in mode:  # no spare embeddings
+            model = tmp_path_factory.mktemp("models") / "llama"
+            save_tiny(model, "llama", vocab_size=247, tie_word_embeddings="LoRA" in mode)
         inputs = {"model.name": model, "data.source": rows_file}
         if "NEFT_TEST_GPU" in os.environ:  # whose attention adds in another order each time in 16 bits only
             inputs["training.precision"] = "bfloat16"

@@ -36,7 +36,7 @@ from neftcli.events import RowsSource
 from neftcli.models.chat_templates import CHATML
 from neftcli.models.registry import ModelReference
 from neftcli.neftune import neftune
-from neftcli.recipe.schema import Data, Evaluation, TaskSettings
+from neftcli.recipe.schema import Data, Evaluation, Recipe, TaskSettings
 from tests.tiny import FAMILIES, Family, save_tiny, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -384,7 +384,7 @@ def run_task(folder: Path, task: str, settings: TaskSettings, template: str = CH
         home=folder,
         name="tiny",
         reference=ModelReference("tiny", "folder", str(folder / "model")),
-        recipe=SimpleNamespace(model=SimpleNamespace(trust_remote_code=False)),
+        recipe=Recipe(),
         load_chat_format=lambda *_: ChatFormat(tokenizer),
         identity=lambda _: {},
     )

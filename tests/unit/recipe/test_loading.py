@@ -587,6 +587,14 @@ def test_resolve_recipe_rejects_pissa_on_other_weights() -> None:
     )
 
 
+def test_resolve_recipe_rejects_a_new_token_twice() -> None:
+    assert message("model:\n  new_tokens: ['<a>', '<b>', '<a>']\n") == (
+        "r.yaml, line 2: model.new_tokens names a token twice\n"
+        "  got      <a>, <b>, <a>\n"
+        "  hint     name each token once"
+    )
+
+
 def test_resolve_recipe_iterations_of_pissa_need_it() -> None:
     with pytest.raises(
         RecipeError, match=r"--set adapter\.pissa_niter: adapter\.pissa_niter needs adapter\.init_lora_weights"
@@ -744,6 +752,8 @@ def without_contradictions(recipe: Recipe) -> Recipe:
     if recipe.data.sources:
         recipe = replace(recipe, data=replace(recipe.data, source="builtin"))
     recipe = replace(recipe, training=replace(recipe.training, keep="last", patience=None))
+    new_tokens = tuple(dict.fromkeys(recipe.model.new_tokens))
+    recipe = replace(recipe, model=replace(recipe.model, new_tokens=new_tokens))
     recipe = replace(recipe, adapter=replace(recipe.adapter, init_lora_weights="default"))
     if recipe.adapter.type == "lora":
         return replace(recipe, training=replace(recipe.training, freeze=()))

@@ -1,4 +1,4 @@
-"""Inputs of a run whose weights are selected by the held-out loss: there must be held-out rows.
+"""Inputs of a run: held-out rows if the held-out loss selects the weights, and new tokens in the rows.
 
 Oracle: four rows, of which a fifth is none.
 """
@@ -43,3 +43,16 @@ def test_no_held_out_rows_to_select_by(
     [problem] = error.value.problems
     assert f"{option} needs held-out rows, and no row could be held out" in problem.message
     assert problem.got.startswith("4 rows for training, data.held_out_rows ")
+
+
+def test_prepare_inputs_new_tokens_in_rows(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """New tokens are one token each; those that no training row has are named."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"Say {word}", "completion": f"<{word}>"}) + "\n" for word in "abcd"))
+    sets = {"model.name": tiny_folder("llama"), "data.source": rows, "model.new_tokens": "['<x>', '<c>', '<y>']"}
+    layers = [parse_assignment(f"{key}={value}") for key, value in sets.items()]
+    prepared, chat, notices = prepare_inputs(resolve_recipe(layers), Silent())
+    assert notices[-1] == "model.new_tokens: not in any training row: <x>, <y>"
+    token = chat.tokenizer.convert_tokens_to_ids("<c>")
+    assert [row.input_ids.count(token) for row in prepared.train] == [0, 0, 1, 0]
+    assert all(chat.tokenizer.convert_tokens_to_ids("<x>") not in row.input_ids for row in prepared.train)
