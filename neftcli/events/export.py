@@ -35,7 +35,7 @@ class MergeFinished:
         run: Folder of the run.
         folder: Folder of the model.
         base: Name of the base model.
-        method: How the run was trained: full, lora or qlora.
+        method: How the run was trained: full, lora, lora_int8 or qlora.
         dtype: Type of the weights: float32, bfloat16 or float16.
         size: Bytes of all files.
         untied: Embedding and output layer shared a matrix, and have one each now.

@@ -58,7 +58,7 @@ class Method:
     """Training method.
 
     Attributes:
-        type: full, lora or qlora.
+        type: full, lora, lora_int8 or qlora.
         r: Rank of the adapter; None for full fine-tuning.
     """
 
@@ -66,8 +66,9 @@ class Method:
     r: int | None = None
 
     def describe(self) -> str:
-        """Return the method for display: "full", "LoRA r16" or "QLoRA r16"."""
-        return {"lora": f"LoRA r{self.r}", "qlora": f"QLoRA r{self.r}"}.get(self.type, self.type)
+        """Return the method for display: "full", "LoRA r16", "LoRA r16 on int8" or "QLoRA r16"."""
+        names = {"lora": f"LoRA r{self.r}", "lora_int8": f"LoRA r{self.r} on int8", "qlora": f"QLoRA r{self.r}"}
+        return names.get(self.type, self.type)
 
 
 @dataclass(frozen=True, slots=True)

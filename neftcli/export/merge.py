@@ -197,10 +197,11 @@ def _describe_merge(target: EvalTarget, tuned: TunedModel, dtype: str) -> list[s
     sentences = [f"The LoRA adapter (rank {method.r}) was merged in float32; the result was rounded to {dtype} once."]
     if dtype == "float32":
         sentences = [f"The LoRA adapter (rank {method.r}) was merged in float32."]
-    if method.type == "qlora":
+    if method.type in ("qlora", "lora_int8"):
+        bits = 4 if method.type == "qlora" else 8
         sentences.append(
-            "It was trained on 4-bit weights, and is merged into these weights, dequantised: not into the original "
-            "weights of the base model."
+            f"It was trained on {bits}-bit weights, and is merged into these weights, dequantised: not into the "
+            "original weights of the base model."
         )
     if tuned.untied:
         sentences.append("The base model's embedding and output layer share a matrix; here they are two.")

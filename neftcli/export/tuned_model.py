@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import OUT_OF_MEMORY, InputError, ModelError, Problem
+from neftcli.errors import OUT_OF_MEMORY, InputError, Problem
 from neftcli.evaluation.progress import ProgressReporter
 from neftcli.evaluation.targets import EvalTarget, resolve_target
 from neftcli.events import Notice, Phase, PhaseId
@@ -36,6 +36,10 @@ DEQUANTIZED = (
     "the adapter was trained on 4-bit weights, so it is merged into these, dequantised, and not into the original "
     "weights"
 )
+DEQUANTIZED_INT8 = (
+    "the adapter was trained on 8-bit weights, so it is merged into these, dequantised, and not into the original "
+    "weights; the logits are compared with those of dequantised weights, because 8-bit layers also round their inputs"
+)
 UNTIED = (
     "embedding and output layer shared a matrix, and the adapter changes one of them: the merged model has two "
     "matrices (tie_word_embeddings: false)"
@@ -49,7 +53,7 @@ class TunedModel:
     Attributes:
         model: The model.
         tokenizer: The run's tokenizer.
-        logits: Logits of the run, with its adapter on the base as it was trained.
+        logits: Logits of the run, with its adapter on the base as it was trained; on dequantised weights with int8.
         untied: Embedding and output layer shared a matrix before, and have one each now.
     """
 
@@ -116,6 +120,9 @@ def load_tuned_model(target: EvalTarget, run: RunDirectory, observer: Observer) 
     observer.notify(Phase(PhaseId.LOADING_MODEL))
     model: Any = target.load(_float32_on_cpu())
     observer.notify(Phase(PhaseId.COMPUTING_LOGITS))
+    if target.has_adapter() and target.recipe.quantization.type == "int8":
+        observer.notify(Notice(DEQUANTIZED_INT8))
+        model = _dequantize(model, run.model)
     logits = compute_run_logits(model, tokenizer, run)
     if not target.has_adapter():
         return TunedModel(model, tokenizer, logits, untied=False)
@@ -186,10 +193,11 @@ def _require_memory(target: EvalTarget, needed: int) -> None:
 def _dequantize(model: Any, adapter: Path) -> Any:
     """Replace the quantised layers of an adapted model by float32 layers with the same values, and adapt it again.
 
-    peft's own merge would quantise the merged weights to 4 bits, which rounds most of a small adapter away.
+    peft's own merge would quantise the merged weights again, which rounds most of a small adapter away.
     """
     import torch
     from bitsandbytes import functional, nn
+    from peft.utils.integrations import dequantize_bnb_weight
 
     from neftcli.models.loading import load_adapter
 
@@ -198,7 +206,7 @@ def _dequantize(model: Any, adapter: Path) -> Any:
         if isinstance(module, nn.Linear4bit):
             weight = functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
         elif isinstance(module, nn.Linear8bitLt):
-            raise ModelError(Problem("8-bit weights can't be merged", path, "use the adapter unmerged"))
+            weight = dequantize_bnb_weight(module.weight, module.state)
         else:
             continue
         layer = torch.nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
@@ -209,7 +217,7 @@ def _dequantize(model: Any, adapter: Path) -> Any:
     for mark in ("hf_quantizer", "quantization_method"):
         if hasattr(base, mark):
             delattr(base, mark)
-    base.is_quantized = base.is_loaded_in_4bit = False
+    base.is_quantized = base.is_loaded_in_4bit = base.is_loaded_in_8bit = False
     if hasattr(base.config, "quantization_config"):
         del base.config.quantization_config
     return load_adapter(base.float().cpu(), adapter)

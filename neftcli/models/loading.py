@@ -6,6 +6,7 @@ Only safetensors files are read, never pickles. Code that comes with a model run
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
     from neftcli.system.device import ComputeConfig
 
+BITSANDBYTES_PRODUCTS = "bitsandbytes.autograd._functions"
+"""Logger of the products with quantised weights."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """A full commit id of the hub."""
 
@@ -195,6 +198,7 @@ def load_model(
     dtype: torch.dtype,
     *,
     four_bit: bool = False,
+    eight_bit: bool = False,
     double_quantization: bool = True,
     compute_dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
@@ -205,6 +209,7 @@ def load_model(
         reference: The model.
         dtype: Type of the weights that aren't quantised.
         four_bit: Quantise the weights to NF4 (QLoRA).
+        eight_bit: Quantise the weights to int8 (LLM.int8).
         double_quantization: Quantise the quantisation constants too.
         compute_dtype: Type in which 4-bit weights are multiplied.
         trust_remote_code: Run code that comes with the model.
@@ -215,9 +220,10 @@ def load_model(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options: dict[str, Any] = {}
+    logging.getLogger(BITSANDBYTES_PRODUCTS).setLevel(logging.ERROR)  # warns in each product with 8-bit weights
     require_pinned_code(reference, trust_remote_code)
     stored = stored_quantization(read_json(reference, "config.json"))
-    if (four_bit or stored) and importlib.util.find_spec("bitsandbytes") is None:
+    if (four_bit or eight_bit or stored) and importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
             Problem(
                 "4-bit and 8-bit weights need the bitsandbytes package",
@@ -228,6 +234,8 @@ def load_model(
     if stored:  # validated before; only the type of the products is changed
         options["config"] = config = load_config(reference, trust_remote_code)
         config.quantization_config["bnb_4bit_compute_dtype"] = str(compute_dtype or dtype).removeprefix("torch.")
+    elif eight_bit:
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     elif four_bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -282,6 +290,7 @@ def load_model_for_recipe(recipe: Recipe, reference: ModelReference, compute: Co
         reference,
         compute.weights_dtype,
         four_bit=quantization.type == "nf4",
+        eight_bit=quantization.type == "int8",
         double_quantization=quantization.double_quantization,
         compute_dtype=torch.bfloat16 if compute.bfloat16 else torch.float32,
         trust_remote_code=recipe.model.trust_remote_code,

@@ -106,7 +106,7 @@ def estimate_model_memory(
     """Estimate like `estimate_memory` for a loaded model or one on the meta device, before it gets adapters."""
     from neftcli.kernels.attention import MAX_BLOCKWISE_TOKENS, num_saved_weights
 
-    parameters, linear, adapter = _count_parameters(model, recipe.adapter)
+    parameters, layers, adapter = _count_parameters(model, recipe.adapter)
     validate_new_tokens(model, recipe)
     for layer in find_token_layers(model, recipe.adapter).values():
         adapter += len(recipe.model.new_tokens) * layer.weight.shape[1]
@@ -115,10 +115,14 @@ def estimate_model_memory(
     trained = parameters - sum(weight.numel() for weight in find_frozen_weights(model, frozen))
     trainable = trained if full else adapter
     copies = 2 if recipe.adapter.uses_pissa() else 1  # PiSSA keeps the weights that the adapter started from
-    four_bit = recipe.quantization.type == "nf4"
     trained_bytes = weight_bytes if full else FLOAT32_BYTES  # gradients and AdamW's moments have the same type
-    nf4_bytes = (NF4_BITS + CONSTANT_BITS[recipe.quantization.double_quantization]) / 8
-    weights = (parameters - linear) * weight_bytes + linear * (nf4_bytes if four_bit else weight_bytes)
+    linear = sum(module.weight.numel() for module in layers)
+    linear_bytes: float = linear * weight_bytes
+    if recipe.quantization.type == "nf4":
+        linear_bytes = linear * (NF4_BITS + CONSTANT_BITS[recipe.quantization.double_quantization]) / 8
+    elif recipe.quantization.type == "int8":
+        linear_bytes = linear + FLOAT32_BYTES * sum(map(_outputs, layers))  # a scale for each output
+    weights = (parameters - linear) * weight_bytes + linear_bytes
     text = model.config.get_text_config()
     tokens = recipe.training.per_device_train_batch_size * row_tokens
     if recipe.neftune.noise == "symmetric":
@@ -132,11 +136,11 @@ def estimate_model_memory(
     ):
         heads = getattr(text, "num_attention_heads", 0)  # state-space models have none
         per_layer += 2 * tokens / row_tokens * heads * num_saved_weights(row_tokens)
-    layers = text.num_hidden_layers
+    depth = text.num_hidden_layers
     if recipe.training.gradient_checkpointing:
-        activations = per_layer + layers * tokens * text.hidden_size * activation_bytes
+        activations = per_layer + depth * tokens * text.hidden_size * activation_bytes
     else:
-        activations = layers * per_layer
+        activations = depth * per_layer
     return MemoryEstimate(
         parameters=parameters,
         trainable=trainable,
@@ -174,14 +178,13 @@ def _outputs(layer: Any) -> int:
     return int(layer.out_features if hasattr(layer, "out_features") else layer.weight.shape[1])
 
 
-def _count_parameters(model: Any, adapter: Adapter) -> tuple[int, int, int]:
-    """Count all parameters, those of linear layers without the output layer, and those that the adapter trains."""
+def _count_parameters(model: Any, adapter: Adapter) -> tuple[int, list[Any], int]:
+    """Count all parameters and those that the adapter trains; also list the linear layers without the output layer."""
     import torch
 
     head = model.get_output_embeddings()
     validate_adapter(model, adapter)
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
-    linear = sum(module.weight.numel() for module in layers)
     targets: list[Any] = []
     if adapter.target_modules == "all-linear":
         targets += layers
@@ -198,4 +201,4 @@ def _count_parameters(model: Any, adapter: Adapter) -> tuple[int, int, int]:
     for name in adapter.modules_to_save:
         for module in match_modules_to_save(model, name):
             trained += sum(weight.numel() for weight in module.parameters())
-    return model.num_parameters(), linear, trained
+    return model.num_parameters(), layers, trained

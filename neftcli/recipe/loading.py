@@ -418,7 +418,7 @@ def _needs(recipe: Recipe) -> list[tuple[str, bool, str, str]]:
     return [
         *((f"adapter.{key}", lora, "adapter.type lora", "--lora") for key in ADAPTER_KEYS),
         ("adapter.pissa_", recipe.adapter.uses_pissa() or not lora, "adapter.init_lora_weights pissa", PISSA),
-        ("quantization.double", recipe.quantization.type != "none", "quantization.type nf4", "--qlora"),
+        ("quantization.double", recipe.quantization.type == "nf4", "quantization.type nf4", "--qlora"),
         *((f"evaluation.generation.{key}", sampled, *sampling) for key in ("temperature", "top_p")),
         ("training.min_lr_ratio", has_floor, "a schedule with an end above 0", FLOOR),
         ("data.stopping_strategy", weighted, "weights in data.sources", WEIGHTED),
@@ -457,9 +457,9 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
         problems.append(
             Problem(
                 f"{where('quantization.type')}: quantization.type {recipe.quantization.type} needs an adapter: "
-                "4-bit weights can't be trained",
+                "quantised weights can't be trained",
                 "adapter.type none",
-                "--qlora, or adapter.type: lora",
+                "--lora, or adapter.type: lora",
             )
         )
     if {"@", "?", "#"} & set(recipe.evaluation.judge.base_url or ""):

@@ -347,21 +347,21 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """4-bit base weights under an adapter (QLoRA)."""
+    """Quantised base weights under an adapter: 4 bits (QLoRA) or 8."""
 
     type: Annotated[
-        Literal["none", "nf4"],
+        Literal["none", "nf4", "int8"],
         Option(
             "Quantisation of the frozen base weights",
             "--qlora",
-            "nf4: 4 bits; it needs an adapter.",
+            "nf4: 4 bits. int8: 8 bits, whose inputs are rounded too (LLM.int8). Both need an adapter.",
             switch="nf4",
             flag_help="Train a LoRA adapter on 4-bit base weights (QLoRA)",
             implies=(("adapter.type", "lora"),),
         ),
     ] = "none"
     double_quantization: Annotated[
-        bool, Option("Quantise the quantisation constants as well", details="Saves 0.4 bits per weight.")
+        bool, Option("Quantise the constants of nf4 as well", details="Saves 0.4 bits per weight.")
     ] = True
 
 
@@ -742,7 +742,7 @@ class Recipe:
     data: Annotated[Data, Option("Training rows")] = field(default_factory=Data)
     neftune: Annotated[Neftune, Option("Noise")] = field(default_factory=Neftune)
     adapter: Annotated[Adapter, Option("LoRA adapter, or full fine-tuning")] = field(default_factory=Adapter)
-    quantization: Annotated[Quantization, Option("4-bit base weights")] = field(default_factory=Quantization)
+    quantization: Annotated[Quantization, Option("Quantised base weights")] = field(default_factory=Quantization)
     training: Annotated[Training, Option("Optimiser, batches and precision")] = field(default_factory=Training)
     checkpoints: Annotated[Checkpoints, Option("Checkpoints to resume from")] = field(default_factory=Checkpoints)
     evaluation: Annotated[Evaluation, Option("Measurements without noise")] = field(default_factory=Evaluation)
@@ -758,7 +758,7 @@ class Recipe:
         """Return the training method."""
         if self.adapter.type == "none":
             return Method("full")
-        return Method("lora" if self.quantization.type == "none" else "qlora", self.adapter.r)
+        return Method({"nf4": "qlora", "int8": "lora_int8"}.get(self.quantization.type, "lora"), self.adapter.r)
 
     def output_folder(self) -> Path:
         """Return the path of output_dir, with ~ expanded: shells leave it in --output-dir=~/runs."""

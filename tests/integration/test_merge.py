@@ -110,6 +110,27 @@ def test_merge_and_eval_of_pissa_are_the_trained_model(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # bitsandbytes 0.50
+def test_merge_of_int8_is_the_adapter_on_dequantised_weights(
+    train_run: Callable[..., Path], tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Each weight is within half a step of the original (1/127 of its row's maximum), after rounding to float16."""
+    run = train_run("--lora", "--set", "quantization.type=int8", "--learning-rate", "1e-9")
+    event = merged(run, tmp_path / "out")
+    assert event["comparison"]["difference"] < 1e-5
+    assert event["method"] == "lora_int8"
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder("llama")).state_dict()
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).state_dict()
+    assert base.keys() == written.keys()
+    for name, weight in base.items():
+        if not name.endswith("proj.weight"):
+            assert torch.equal(written[name], weight), name
+            continue
+        steps = (written[name] - weight.half()).abs() / (weight.abs().amax(-1, keepdim=True) / 127)
+        assert 0.45 < float(steps.max()) < 0.55, name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [(), ("--lora",)], ids=["full", "lora"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_merge_and_eval_of_new_tokens_are_the_trained_model(

@@ -26,6 +26,8 @@ from transformers.integrations.neftune import activate_neftune, deactivate_neftu
 
 from neftcli.errors import NeftuneError
 from neftcli.models.freezing import freeze_layers
+from neftcli.models.loading import load_model
+from neftcli.models.registry import resolve_model
 from neftcli.neftune import neftune
 from tests.tiny import FAMILIES, HIDDEN, Family, save_tiny, tiny_model
 
@@ -530,6 +532,28 @@ def test_noise_with_four_bit_weights_has_the_same_bounds(family: Family, compute
         assert_noised(model, LAYOUTS[layout](DOCUMENTS))
     trained = train(model, padded(DOCUMENTS, "right"), ALPHA)
     assert all("lora" in name for name in trained.gradients[0])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(TORCH_IMPORTS_ITS_JIT)
+@each_family
+def test_noise_with_eight_bit_weights_has_the_same_bounds(family: Family, tmp_path: Path) -> None:
+    save_tiny(tmp_path, family)
+
+    def quantized() -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            base = load_model(resolve_model(str(tmp_path)), torch.float32, eight_bit=True)
+            return get_peft_model(base, LoraConfig(r=4, target_modules="all-linear")).train()
+
+    model = quantized()
+    assert any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
+    for layout in ("padded right", "padding-free"):
+        assert_noised(model, LAYOUTS[layout](DOCUMENTS))
+    batch = padded(DOCUMENTS, "right")
+    zero, plain = train(quantized(), batch, 0.0), train(quantized(), batch, None)
+    assert_same(zero.gradients[-1], plain.gradients[-1])
+    assert all("lora" in name for name in zero.gradients[-1])
 
 
 # Checkpointed activations

@@ -28,6 +28,7 @@ MODES: dict[str, dict[str, Any]] = {
     "LoRA, embedding trained in full": {**LORA, "adapter.modules_to_save": "[embed_tokens]"},
     "LoRA in fused layers": {"adapter.type": "lora", "adapter.r": 2, "training.precision": "bfloat16"},
     "QLoRA": {**LORA, "quantization.type": "nf4"},
+    "LoRA on 8-bit weights": {**LORA, "quantization.type": "int8"},
     "DoRA, rsLoRA, Lion, decay at the end": {
         **LORA,
         "adapter.use_dora": "true",

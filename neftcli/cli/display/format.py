@@ -270,7 +270,7 @@ def _decoding(event: events.ChatStarted) -> str:
 @lines.register
 def _(event: events.MergeFinished) -> list[Line]:
     text = f"{event.folder} · {event.dtype} · {format_bytes(event.size)} · {rough_duration(event.seconds)}"
-    adapter = {"lora": "LoRA", "qlora": "QLoRA"}.get(event.method)
+    adapter = {"lora": "LoRA", "lora_int8": "LoRA", "qlora": "QLoRA"}.get(event.method)
     origin = f"{event.run} ({adapter} on {event.base})" if adapter else event.run
     reason = "talk to it; transformers and vLLM load it too"
     return [

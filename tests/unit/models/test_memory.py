@@ -171,6 +171,20 @@ def test_estimate_memory_four_bit_weights_equal_bitsandbytes(family: Family, fol
     assert found.weights < estimated(folders[family], LORA).weights
 
 
+@uses_peft
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_estimate_memory_eight_bit_weights_equal_bitsandbytes(family: Family, folders: dict[Family, Path]) -> None:
+    """Equal to the bytes of the real quantised model, including the scale of each output."""
+    recipe = replace(LORA, quantization=Quantization(type="int8"))
+    found = estimated(folders[family], recipe)
+    model = load_model(resolve_model(str(folders[family])), torch.float32, eight_bit=True)
+    held = sum(item.numel() * item.element_size() for item in model.parameters())
+    held += sum(item.SCB.numel() * item.SCB.element_size() for item in model.parameters() if hasattr(item, "SCB"))
+    assert found.weights == held + 4 * found.trainable
+    assert estimate_model_memory(recipe, model, 4, 4, 100, "cpu").trainable == found.trainable
+
+
 def test_four_bit_weights_take_slightly_more_than_half_a_byte() -> None:
     """The QLoRA paper: 0.127 bits per parameter for doubly quantised constants."""
     assert pytest.approx(4.127, abs=1e-3) == NF4_BITS + CONSTANT_BITS[True]

@@ -557,9 +557,9 @@ def test_extends_not_a_name() -> None:
 
 def test_resolve_recipe_qlora_without_adapter() -> None:
     assert message("quantization:\n  type: nf4\n") == (
-        "r.yaml, line 2: quantization.type nf4 needs an adapter: 4-bit weights can't be trained\n"
+        "r.yaml, line 2: quantization.type nf4 needs an adapter: quantised weights can't be trained\n"
         "  got      adapter.type none\n"
-        "  hint     --qlora, or adapter.type: lora"
+        "  hint     --lora, or adapter.type: lora"
     )
 
 
