@@ -37,6 +37,8 @@ STATE_BYTES = {
     "paged_adamw_32bit": 8,
     "lion_32bit": 4,
     "lion_8bit": 1,
+    "paged_lion_32bit": 4,
+    "paged_lion_8bit": 1,
     "adafactor": 0,  # sums of rows and columns: less than 1 % of the weights
 }
 """Bytes that an optimiser keeps for each trained parameter; the others keep two moments in the type of the weights."""

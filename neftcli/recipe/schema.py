@@ -428,11 +428,13 @@ class Training:
             "adafactor",
             "lion_32bit",
             "lion_8bit",
+            "paged_lion_32bit",
+            "paged_lion_8bit",
         ],
         Option(
             "Optimiser",
-            details="8-bit and paged optimisers save GPU memory. adafactor keeps sums of rows and columns instead of "
-            "moments. Lion needs a learning rate of a third to a tenth of AdamW's.",
+            details="8-bit and paged optimisers save GPU memory; on CPUs none is paged. adafactor keeps sums of rows "
+            "and columns instead of moments. Lion needs a learning rate of a third to a tenth of AdamW's.",
         ),
     ] = "adamw_torch_fused"
     freeze: Annotated[

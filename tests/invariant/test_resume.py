@@ -47,6 +47,7 @@ MODES: dict[str, dict[str, Any]] = {
     "LoRA+": {**LORA, "adapter.loraplus_lr_ratio": 16, "training.weight_decay": 0.1},
     "PiSSA by a fast SVD": {**LORA, "adapter.init_lora_weights": "pissa", "adapter.pissa_niter": 2},
     "full, frozen layers": {"training.freeze": "[embed_tokens, layers.0]", "training.weight_decay": 0.1},
+    "paged 8-bit Lion": {"training.optim": "paged_lion_8bit", "training.learning_rate": "5e-4"},
     "packed": {"training.batching": "packed", "data.max_length": 400, "training.per_device_train_batch_size": 1},
     "padded": {"training.batching": "padded"},
     "length-bucketed, accumulation, dropout": {

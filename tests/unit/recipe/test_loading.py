@@ -563,6 +563,13 @@ def test_resolve_recipe_qlora_without_adapter() -> None:
     )
 
 
+def test_resolve_recipe_eight_bit_weights_have_no_constants_to_quantise() -> None:
+    int8 = [parse_assignment("adapter.type=lora"), parse_assignment("quantization.type=int8")]
+    assert resolve_recipe(int8).method().describe() == "LoRA r16 on int8"
+    with pytest.raises(RecipeError, match=r"double_quantization needs quantization\.type nf4"):
+        resolve_recipe([*int8, parse_assignment("quantization.double_quantization=false")])
+
+
 def test_resolve_recipe_modules_to_save_without_adapter() -> None:
     assert message("adapter:\n  modules_to_save: [embed_tokens]\n") == (
         "r.yaml, line 2: adapter.modules_to_save needs adapter.type lora\n"
