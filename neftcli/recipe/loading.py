@@ -462,6 +462,15 @@ def _contradictions(recipe: Recipe, merged: Layer) -> list[Problem]:
                 "--lora, or adapter.type: lora",
             )
         )
+    if recipe.quantization.type == "int8" and recipe.adapter.type != "none" and recipe.adapter.use_dora:
+        problems.append(
+            Problem(
+                f"{where('adapter.use_dora')}: adapter.use_dora and quantization.type int8 can't be combined: peft "
+                "loses the scales of the weights",
+                "adapter.use_dora true",
+                "--qlora, or --set adapter.use_dora=false",
+            )
+        )
     if {"@", "?", "#"} & set(recipe.evaluation.judge.base_url or ""):
         problems.append(
             Problem(

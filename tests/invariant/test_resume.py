@@ -21,6 +21,7 @@ from neftcli.events import PhaseId
 from tests.killed_runs import LORA, SETTINGS, Killer, run_result, run_training
 from tests.tiny import save_tiny
 
+PISSA = {**LORA, "adapter.init_lora_weights": "pissa", "model.dtype": "float32"}
 MODES: dict[str, dict[str, Any]] = {
     "full": {},
     "full, dropout in the model, schedule": {"neftune.schedule": "linear_decay"},
@@ -41,11 +42,11 @@ MODES: dict[str, dict[str, Any]] = {
         "training.lr_scheduler_type": "cosine_with_min_lr",
         "training.min_lr_ratio": 0.3,
     },
-    "PiSSA, best weights": {**LORA, "adapter.init_lora_weights": "pissa", "training.keep": "best"},
+    "PiSSA, best weights": {**PISSA, "training.keep": "best"},
     "new tokens": {"model.new_tokens": "['<tool>', 'the ']"},
     "LoRA, new tokens": {**LORA, "model.new_tokens": "['<tool>', 'the ']"},
     "LoRA+": {**LORA, "adapter.loraplus_lr_ratio": 16, "training.weight_decay": 0.1},
-    "PiSSA by a fast SVD": {**LORA, "adapter.init_lora_weights": "pissa", "adapter.pissa_niter": 2},
+    "PiSSA by a fast SVD": {**PISSA, "adapter.pissa_niter": 2},
     "full, frozen layers": {"training.freeze": "[embed_tokens, layers.0]", "training.weight_decay": 0.1},
     "paged 8-bit Lion": {"training.optim": "paged_lion_8bit", "training.learning_rate": "5e-4"},
     "packed": {"training.batching": "packed", "data.max_length": 400, "training.per_device_train_batch_size": 1},

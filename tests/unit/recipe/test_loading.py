@@ -285,7 +285,7 @@ def test_resolve_recipe_reports_all_errors() -> None:
         "  hint     alpha: 5    the default\n"
         "r.yaml, line 6: training.optim must be one of "
         "adamw_torch_fused, adamw_torch, adamw_8bit, paged_adamw_32bit, paged_adamw_8bit, "
-        "adafactor, lion_32bit, lion_8bit\n"
+        "adafactor, lion_32bit, lion_8bit, paged_lion_32bit, paged_lion_8bit\n"
         "  got      optim: sgd\n"
         "  hint     optim: adamw_torch_fused    the default"
     )
@@ -568,6 +568,8 @@ def test_resolve_recipe_eight_bit_weights_have_no_constants_to_quantise() -> Non
     assert resolve_recipe(int8).method().describe() == "LoRA r16 on int8"
     with pytest.raises(RecipeError, match=r"double_quantization needs quantization\.type nf4"):
         resolve_recipe([*int8, parse_assignment("quantization.double_quantization=false")])
+    with pytest.raises(RecipeError, match=r"adapter\.use_dora and quantization\.type int8 can't be combined"):
+        resolve_recipe([*int8, parse_assignment("adapter.use_dora=true")])
 
 
 def test_resolve_recipe_modules_to_save_without_adapter() -> None:
@@ -761,7 +763,7 @@ def without_contradictions(recipe: Recipe) -> Recipe:
     recipe = replace(recipe, training=replace(recipe.training, keep="last", patience=None))
     new_tokens = tuple(dict.fromkeys(recipe.model.new_tokens))
     recipe = replace(recipe, model=replace(recipe.model, new_tokens=new_tokens))
-    recipe = replace(recipe, adapter=replace(recipe.adapter, init_lora_weights="default"))
+    recipe = replace(recipe, adapter=replace(recipe.adapter, init_lora_weights="default", use_dora=False))
     if recipe.adapter.type == "lora":
         return replace(recipe, training=replace(recipe.training, freeze=()))
     return replace(recipe, adapter=replace(recipe.adapter, modules_to_save=()), quantization=Quantization())
