@@ -48,6 +48,7 @@ class Killer:
         step: The step after which the signal is sent; 0 for never.
         signal: The signal.
         evaluating: Send it in the first evaluation after `step`, instead of at once.
+        answering: Send it when answers are generated for the first time after `step`, instead of at once.
         phase: Send it when this phase begins, instead of after a step.
         twice: Send it twice.
         saving: Send it in the first checkpoint from `step` on, when all files but the manifest are written.
@@ -56,6 +57,7 @@ class Killer:
     step: int = 0
     signal: int = signal.SIGKILL
     evaluating: bool = False
+    answering: bool = False
     phase: PhaseId | None = None
     saving: bool = False
     twice: bool = False
@@ -65,9 +67,8 @@ class Killer:
         """Send the signal if the event is the one."""
         if isinstance(event, TrainingProgress):
             self.done = event.step
-        behind = (
-            isinstance(event, TrainingProgress) and event.step == self.step and not self.evaluating and not self.saving
-        )
+        later = self.evaluating or self.answering or self.saving
+        behind = isinstance(event, TrainingProgress) and event.step == self.step and not later
         if behind or (isinstance(event, Phase) and event.phase == self.phase):
             self.strike()
 
@@ -77,10 +78,11 @@ class Killer:
             os.kill(os.getpid(), self.signal)
 
     def watch(self) -> None:
-        """Watch evaluations, and checkpoints without their manifest."""
-        from neftcli.evaluation import loss
+        """Watch evaluations, answers, and checkpoints without their manifest."""
+        from neftcli.evaluation import generation, loss
 
         row_losses, publish = loss.row_losses, CheckpointFolder.publish
+        generate_answers = generation.generate_answers
 
         def evaluating(*arguments: Any) -> Any:
             if self.done >= self.step and self.evaluating:
@@ -93,7 +95,14 @@ class Killer:
                 self.strike()
             publish(checkpoints, step, facts)
 
+        def answering(*arguments: Any) -> Any:
+            if self.done >= self.step and self.answering:
+                self.answering = False
+                self.strike()
+            return generate_answers(*arguments)
+
         loss.row_losses, CheckpointFolder.publish = evaluating, saving  # type: ignore[method-assign, assignment]
+        generation.generate_answers = answering  # type: ignore[assignment]
 
 
 def train_in_child(settings: dict[str, Any], output: Path, resume: str | None, killer: Killer) -> None:

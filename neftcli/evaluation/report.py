@@ -13,6 +13,7 @@ from neftcli.evaluation import sentences
 from neftcli.evaluation.comparison import have_same_tokens, win_rate_bounds
 from neftcli.events import Comparison, EvaluationReport, RowsSource, SideBySide, VerdictId
 from neftcli.metrics.answer_metrics import signatures, similarity
+from neftcli.metrics.registry import label, superlative
 from neftcli.recipe.loading import recipe_differences
 from neftcli.runs.baseline import alpha_sweep_command
 from neftcli.runs.directory import format_json_line, replace_non_finite
@@ -133,19 +134,20 @@ def remarks(
 
 
 def selection_remarks(targets: Sequence[EvalTarget], source: RowsSource) -> Iterator[str]:
-    """Name the runs whose weights were selected by their loss on these rows (training.keep: best)."""
-    names = []
+    """Name the runs whose weights were selected by a metric on these rows (training.keep: best)."""
+    names: dict[str, list[str]] = {}
     for target in targets:
         if target.run is None:
             continue
         recipe = target.saved_recipe()
         is_held_out = bool(source.held_out_of) or source.name == recipe.data.held_out_source
         if recipe.training.keep == "best" and is_held_out:
-            names.append(target.name)
-    if names:
+            names.setdefault(recipe.training.best_metric, []).append(target.name)
+    for metric, selected in names.items():
         yield (
-            f"The held-out loss of {' and '.join(names)} is optimistic: of the evaluations during training, the one "
-            "with the lowest loss on these rows selected the weights. --dataset FILE measures rows that selected none."
+            f"The {label(metric)} of {' and '.join(selected)} is optimistic: of the evaluations during training, the "
+            f"one with the {superlative(metric)} on these rows selected the weights. --dataset FILE measures rows that "
+            "selected none."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from neftcli.wording import count_noun
@@ -185,12 +185,14 @@ class StepLogged:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Losses without noise, in nats per token.
+    """Losses without noise, in nats per token, and metrics of answers.
 
     Attributes:
         step: Steps done; 0 for the model before training.
         held_out_loss: Loss on the held-out split; None if it has no rows.
         train_loss: Loss on the probe rows of the training split; None if there are none.
+        answer_metrics: Metrics of answers to held-out prompts, by id, as in evaluation.during; a value is None if no
+            answer has one.
     """
 
     id: ClassVar[str] = "training.evaluated"
@@ -198,6 +200,11 @@ class Evaluated:
     step: int
     held_out_loss: float | None
     train_loss: float | None
+    answer_metrics: dict[str, float | None] = field(default_factory=dict)
+
+    def value(self, metric: str) -> float | None:
+        """Return the value of the held-out loss or of a metric of answers; None if it has none."""
+        return self.held_out_loss if metric == "held_out_loss" else self.answer_metrics.get(metric)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +226,7 @@ class TrackerOpened:
 
 @dataclass(frozen=True, slots=True)
 class ModelSelected:
-    """Training is over, and held-out losses during training have selected the model or ended the training.
+    """Training is over, and evaluations during training have selected the model or ended the training.
 
     Attributes:
         step: Step whose weights become the run's model.
@@ -227,8 +234,11 @@ class ModelSelected:
         last_step: Last step that was trained.
         last_held_out_loss: Held-out loss after it.
         total_steps: Steps of the whole recipe.
-        keep: last, or best if held-out losses selected the step.
+        keep: last, or best if evaluations selected the step.
         patience: Evaluations without improvement that ended the training early; None if it ran to the end.
+        metric: Id of the metric that was compared, training.best_metric.
+        value: Its value at the step; if it selected the step, it is better than that of new rows.
+        last_value: Its value after the last step.
     """
 
     id: ClassVar[str] = "training.selected"
@@ -240,6 +250,9 @@ class ModelSelected:
     total_steps: int
     keep: str
     patience: int | None
+    metric: str
+    value: float | None
+    last_value: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +302,8 @@ class RunFinished:
         alpha: NEFTune's alpha.
         paired_run: The run to compare this one with; None if there is none.
         earlier_seconds: The part of `seconds` before the run was resumed; 0 if it was not.
+        base_answer_metrics: Metrics of answers before training, by id, as in evaluation.during.
+        answer_metrics: The same of the tuned model.
     """
 
     id: ClassVar[str] = "training.finished"
@@ -303,6 +318,8 @@ class RunFinished:
     alpha: float = 0.0
     paired_run: PairedRun | None = None
     earlier_seconds: float = 0.0
+    base_answer_metrics: dict[str, float | None] = field(default_factory=dict)
+    answer_metrics: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

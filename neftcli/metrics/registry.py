@@ -66,10 +66,12 @@ class PerRow:
     Attributes:
         values: (rows,), None if a row has no value.
         weights: (rows,), such as each row's tokens with loss; None for a plain mean.
+        of_answers: The values are of generated answers; False if they are of losses.
     """
 
     values: Callable[[RowResults], list[float | None]]
     weights: Callable[[RowResults], list[float | None]] | None = None
+    of_answers: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,9 @@ class Metric:
         definition: The definition that docs/evaluation.md gives, in Markdown.
         source: The computation of its values.
         is_share: It is between 0 and 1, and shown in per cent.
-        sweep_direction: Values that are better if a sweep decides by it; None if sweeps can't.
+        sweep_direction: Values that are better if a sweep decides by it, or if it selects the weights of a run; None if
+            it can do neither.
+        needs_reference: It compares an answer with the reference answer.
         heading: Label of a narrow column; the label if empty.
     """
 
@@ -135,6 +139,7 @@ class Metric:
     source: PerRow | OverAllAnswers | Transformed | Judged
     is_share: bool = False
     sweep_direction: Direction | None = None
+    needs_reference: bool = False
     heading: str = ""
 
 
@@ -170,7 +175,7 @@ ENTRIES = (
         "nats_per_token",
         "lower",
         "negative log-likelihood of the answers' tokens in nats, summed over tokens, divided by tokens",
-        PerRow(_of_losses("negative_log_likelihood"), _of_losses("tokens")),
+        PerRow(_of_losses("negative_log_likelihood"), _of_losses("tokens"), of_answers=False),
         sweep_direction="lower",
     ),
     Metric(
@@ -187,7 +192,7 @@ ENTRIES = (
         "",
         "higher",
         "share of those tokens to which the model gives the highest probability",
-        PerRow(_of_losses("correct"), _of_losses("tokens")),
+        PerRow(_of_losses("correct"), _of_losses("tokens"), of_answers=False),
         is_share=True,
         sweep_direction="higher",
     ),
@@ -201,6 +206,7 @@ ENTRIES = (
         PerRow(_of_answer_metrics("exact_match")),
         is_share=True,
         sweep_direction="higher",
+        needs_reference=True,
     ),
     Metric(
         WIN_RATE,
@@ -300,6 +306,7 @@ ENTRIES = (
         "F1 of the longest common subsequence with the reference by `rouge-score`, mean over rows",
         PerRow(_of_answer_metrics("rouge_l")),
         sweep_direction="higher",
+        needs_reference=True,
     ),
     Metric(
         "bleu",
@@ -308,6 +315,7 @@ ENTRIES = (
         "none",
         "sentence BLEU by `sacrebleu`, mean over rows",
         PerRow(_of_answer_metrics("bleu")),
+        needs_reference=True,
     ),
     Metric(
         "chrf",
@@ -316,6 +324,7 @@ ENTRIES = (
         "none",
         "sentence chrF by `sacrebleu`, mean over rows",
         PerRow(_of_answer_metrics("chrf")),
+        needs_reference=True,
     ),
 )
 
@@ -323,6 +332,17 @@ METRICS_BY_ID: dict[str, Metric] = {metric.id: metric for metric in ENTRIES}
 """All metrics but those of benchmark tasks, by id, in the order of the table."""
 SWEEP_METRICS = (*(metric.id for metric in ENTRIES if metric.sweep_direction is not None), "tasks")
 """Values of `sweep.metrics`; "tasks" stands for the metrics of all benchmark tasks."""
+ANSWER_METRICS = tuple(
+    metric.id
+    for metric in ENTRIES
+    if isinstance(metric.source, OverAllAnswers) or (isinstance(metric.source, PerRow) and metric.source.of_answers)
+)
+"""Values of `evaluation.during`: the metrics that are computed from answers alone."""
+BEST_METRICS = (
+    HELD_OUT_LOSS,
+    *(metric for metric in ANSWER_METRICS if METRICS_BY_ID[metric].sweep_direction is not None),
+)
+"""Values of `training.best_metric`."""
 
 
 def task_metric_id(task: str, metric: str) -> str:
@@ -346,6 +366,22 @@ def unit(metric_id: str) -> str:
     """Return a metric's unit for people; an empty string if it has none."""
     metric = METRICS_BY_ID.get(metric_id)
     return "" if metric is None else metric.unit.replace("_", " ")
+
+
+def is_better(metric_id: str, value: float, other: float) -> bool:
+    """Return whether a value of one of `BEST_METRICS` is better than another one."""
+    return value < other if comparative_word(metric_id) == "lower" else value > other
+
+
+def comparative_word(metric_id: str) -> str:
+    """Return the word for a better value of one of `BEST_METRICS`: lower or higher."""
+    metric = METRICS_BY_ID.get(metric_id)
+    return "lower" if metric is not None and metric.sweep_direction == "lower" else "higher"
+
+
+def superlative(metric_id: str) -> str:
+    """Return the best value of one of `BEST_METRICS` in words: "lowest held-out loss"."""
+    return f"{'lowest' if comparative_word(metric_id) == 'lower' else 'highest'} {label(metric_id)}"
 
 
 def is_share(metric_id: str) -> bool:

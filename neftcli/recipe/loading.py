@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from neftcli.errors import Problem, RecipeError
+from neftcli.metrics.registry import HELD_OUT_LOSS
 from neftcli.recipe import catalog
 from neftcli.recipe.hints import (
     closest_choice,
@@ -27,7 +28,7 @@ from neftcli.recipe.hints import (
     suggest_list_flag,
     suggest_value,
 )
-from neftcli.recipe.keys import Key, keys
+from neftcli.recipe.keys import Key, format_value, keys
 from neftcli.recipe.relative_paths import OPTIONS, find_relative_paths, rewrite_layer, rewrite_value
 from neftcli.recipe.schema import Option, Recipe
 from neftcli.recipe.yaml_file import Layer, Setting, read_layer, read_value
@@ -50,6 +51,7 @@ FOREIGN_NAMES = {
     "num_epochs": "training.num_train_epochs",
     "lr": "training.learning_rate",
     "bs": "training.per_device_train_batch_size",
+    "metric_for_best_model": "training.best_metric",
 }
 """Option names of other tools, for which the most similar name is a different option."""
 MAX_COMMON_WORD = 4
@@ -63,10 +65,16 @@ EXCLUSIVE = {"data.source": "data.sources", "data.sources": "data.source"}
 """Options that exclude each other: a setting with precedence replaces the other; both in one file are an error."""
 NOT_HASHED = ("name", "about", "output_dir", "checkpoints", "evaluation", "sweep")
 """Options and sections that don't affect the weights."""
-NOT_HASHED_OPTIONS = ("training.report_to",)
+NOT_HASHED_OPTIONS = ("training.report_to", "training.best_metric")
 """Options of other sections that don't affect the weights."""
-SELECTION = "evaluation.every"
-"""Option that affects the weights if evaluations during training select them."""
+EVERY = "evaluation.every"
+BEST_METRIC = "training.best_metric"
+ANSWER_SELECTION = (
+    *(BEST_METRIC, "evaluation.during_rows"),
+    *("evaluation.generation.max_new_tokens", "evaluation.generation.repetition_penalty"),
+    "evaluation.generation.batch_size",
+)
+"""Options that affect the weights if a metric of answers during training selects them."""
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[Layer] = (), *, as_written: bool = False) -> Recipe:
@@ -202,19 +210,29 @@ def recipe_differences(first: Recipe, second: Recipe, prefixes: tuple[str, ...] 
         prefixes: Compare only keys with one of these prefixes; if empty, those that affect the weights.
     """
     changed = {}
-    selects = first.training.selects_by_loss() or second.training.selects_by_loss()
+    selecting = {*selection_options(first), *selection_options(second)}
     for path in (key.path for key in keys()):
-        is_compared = path.startswith(prefixes) if prefixes else _affects_weights(path, selects=selects)
+        is_compared = path.startswith(prefixes) if prefixes else _affects_weights(path, selecting)
         before, after = value_at(first, path), value_at(second, path)
         if is_compared and before != after:
             changed[path] = (before, after)
     return changed
 
 
-def _affects_weights(path: str, *, selects: bool) -> bool:
-    """Return whether an option affects the weights; `selects`: evaluations during training select them."""
-    if path == SELECTION:
-        return selects
+def selection_options(recipe: Recipe) -> tuple[str, ...]:
+    """Return the options that affect the weights because evaluations during training select them; none if they don't.
+
+    Options that always affect the weights are not among them.
+    """
+    if not recipe.training.selects_weights():
+        return ()
+    return (EVERY,) if recipe.training.best_metric == HELD_OUT_LOSS else (EVERY, *ANSWER_SELECTION)
+
+
+def _affects_weights(path: str, selecting: Container[str]) -> bool:
+    """Return whether an option affects the weights; `selecting`: those that do because evaluations select them."""
+    if path in selecting:
+        return True
     return path.partition(".")[0] not in NOT_HASHED and path not in NOT_HASHED_OPTIONS
 
 
@@ -263,8 +281,8 @@ def recipe_fingerprint(recipe: Recipe) -> str:
     for path in NOT_HASHED_OPTIONS:
         section, _, name = path.partition(".")
         del content[section][name]
-    if recipe.training.selects_by_loss():
-        content[SELECTION] = value_at(recipe, SELECTION)
+    for path in selection_options(recipe):
+        content[path] = value_at(recipe, path)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -422,6 +440,8 @@ def _needs(recipe: Recipe) -> list[tuple[str, bool, str, str]]:
         *((f"evaluation.generation.{key}", sampled, *sampling) for key in ("temperature", "top_p")),
         ("training.min_lr_ratio", has_floor, "a schedule with an end above 0", FLOOR),
         ("data.stopping_strategy", weighted, "weights in data.sources", WEIGHTED),
+        (BEST_METRIC, recipe.training.selects_weights(), "training.keep best or training.patience", "--keep best"),
+        ("evaluation.during_rows", bool(recipe.evaluation.during), "evaluation.during", "--during rouge_l"),
         ("evaluation.task_settings", bool(recipe.evaluation.tasks), "evaluation.tasks", "--tasks arc_easy"),
     ]
 
@@ -536,15 +556,24 @@ def _selection_problems(recipe: Recipe, where: Callable[[str], str]) -> list[Pro
     path = "training.keep" if training.keep == "best" else "training.patience"
     name = f"{where(path)}: {path}{' best' if training.keep == 'best' else ''}"
     problems = []
-    if training.selects_by_loss() and not recipe.data.held_out_rows:
+    if training.selects_weights() and not recipe.data.held_out_rows:
         problems.append(Problem(f"{name} needs a held-out split", "data.held_out_rows 0", "--held-out-rows 200"))
+    elif recipe.evaluation.during and not recipe.data.held_out_rows:
+        message = f"{where('evaluation.during')}: evaluation.during needs a held-out split"
+        problems.append(Problem(message, "data.held_out_rows 0", "--held-out-rows 200"))
+    metric = training.best_metric
+    if training.selects_weights() and metric not in (HELD_OUT_LOSS, *recipe.evaluation.during):
+        message = f"{where(BEST_METRIC)}: {BEST_METRIC} {metric} is not measured during training"
+        measured = ",".join((*recipe.evaluation.during, metric))
+        received = f"evaluation.during {format_value(recipe.evaluation.during)}"
+        problems.append(Problem(message, received, f"--during {measured}"))
     evaluations = math.ceil(1 / every - 1e-9)
-    if training.selects_by_loss() and evaluations == 1:
+    if training.selects_weights() and evaluations == 1:
         message = f"{name} needs evaluations during training"
-        problems.append(Problem(message, f"evaluation.every {every:g}: only the last step", f"--set {SELECTION}=0.1"))
+        problems.append(Problem(message, f"evaluation.every {every:g}: only the last step", f"--set {EVERY}=0.1"))
     elif training.patience is not None and training.patience >= evaluations - 1:
         received = f"{training.patience} (evaluation.every {every:g} gives {evaluations} evaluations)"
         enough = f"{1 / (2 * training.patience + 2):.2g}"
         message = f"{where('training.patience')}: with so few evaluations training.patience never stops the training"
-        problems.append(Problem(message, received, f"--set {SELECTION}={enough}"))
+        problems.append(Problem(message, received, f"--set {EVERY}={enough}"))
     return problems

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from neftcli.events import Method
-from neftcli.metrics.registry import SWEEP_METRICS
+from neftcli.metrics.registry import ANSWER_METRICS, BEST_METRICS, SWEEP_METRICS
 from neftcli.rows.formats import ROW_FORMATS
 from neftcli.system.paths import expand_home
 from neftcli.trackers.registry import TRACKERS
@@ -60,10 +60,14 @@ ANSWERING = ("chat", "answer")
 SAMPLE = ("evaluation.generation.do_sample", True)
 if TYPE_CHECKING:
     SweepMetric: TypeAlias = str
+    AnswerMetric: TypeAlias = str
+    BestMetric: TypeAlias = str
     RowFormatId: TypeAlias = str
     TrackerId: TypeAlias = str
 else:  # the entries of the registries; type checkers can't read them
     SweepMetric = Literal[SWEEP_METRICS]
+    AnswerMetric = Literal[ANSWER_METRICS]
+    BestMetric = Literal[BEST_METRICS]
     RowFormatId = Literal[("auto", *ROW_FORMATS)]
     TrackerId = Literal[tuple(TRACKERS)]
 
@@ -487,19 +491,28 @@ class Training:
         Option(
             "Weights that become the run's model",
             "--keep",
-            "last: those after the last step. best: those with the lowest held-out loss of all evaluations during "
-            "training; evaluation.every sets how many there are.",
+            "last: those after the last step. best: those with the best value of best_metric, by default the lowest "
+            "held-out loss, of all evaluations during training; evaluation.every sets how many there are.",
         ),
     ] = "last"
     patience: Annotated[
         Count | None,
         Option(
-            "Stop after this many evaluations without a lower held-out loss",
+            "Stop after this many evaluations without a better value of best_metric",
             "--patience",
             "Usually with keep: best.",
             unset="train to the end",
         ),
     ] = None
+    best_metric: Annotated[
+        BestMetric,
+        Option(
+            "Metric that keep: best and patience compare",
+            "--best-metric",
+            "The lowest held-out loss, the highest exact match or ROUGE-L; metrics of answers must be in "
+            "evaluation.during.",
+        ),
+    ] = "held_out_loss"
     report_to: Annotated[
         tuple[TrackerId, ...],
         Option(
@@ -513,7 +526,7 @@ class Training:
         Annotated[int, Ge(0), Lt(2**32)], Option("Seed of data order, dropout, adapter and noise", "--seed")
     ] = 0
 
-    def selects_by_loss(self) -> bool:
+    def selects_weights(self) -> bool:
         """Return whether evaluations during training determine the weights of the run's model."""
         return self.keep == "best" or self.patience is not None
 
@@ -654,6 +667,16 @@ class Evaluation:
     ] = 0.25
     probe_rows: Annotated[CountOrZero, Option("Training rows whose loss is measured without noise")] = 32
     samples: Annotated[CountOrZero, Option("Held-out prompts to answer before and after training", "--samples")] = 3
+    during: Annotated[
+        tuple[AnswerMetric, ...],
+        Option(
+            "Metrics of answers to measure at each evaluation during training, e.g. rouge_l,exact_match",
+            "--during",
+            "The model answers the first held-out prompts, greedily, before training and at each evaluation.",
+            unset="none",
+        ),
+    ] = ()
+    during_rows: Annotated[Count, Option("Held-out prompts to answer for evaluation.during")] = 16
     per_device_eval_batch_size: Annotated[
         Count, Option("Rows per batch when measuring loss", details="On OOM the batch size is halved.")
     ] = 16

@@ -253,7 +253,7 @@ class RunDirectory:
 
     @property
     def best(self) -> Path:
-        """Folder of the weights with the best held-out loss so far, during training with `training.keep: best`."""
+        """Folder of the best weights so far, during training with `training.keep: best`."""
         return self.path / BEST_MODEL
 
     @property

@@ -36,6 +36,8 @@ class TrainingResults(TypedDict):
     held_out_loss: NotRequired[float | None]
     base_train_loss: NotRequired[float | None]
     train_loss: NotRequired[float | None]
+    base_answer_metrics: NotRequired[dict[str, float | None]]
+    answer_metrics: NotRequired[dict[str, float | None]]
 
 
 class TrackerRecord(TypedDict):
@@ -101,6 +103,7 @@ class EvaluationLosses(TypedDict):
     step: RecordedCount
     held_out_loss: float | None
     train_loss: float | None
+    answer_metrics: NotRequired[dict[str, float | None]]
 
 
 EvaluationLosses.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
@@ -150,6 +153,7 @@ class MetricsLine(TypedDict):
     event: str
     step: RecordedCount
     held_out_loss: NotRequired[float | None]
+    answer_metrics: NotRequired[dict[str, float | None]]
 
 
 class SampleLine(TypedDict):

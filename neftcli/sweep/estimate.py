@@ -80,6 +80,8 @@ class StepTimes:
             evaluations = EvaluationSchedule(self.steps, recipe.evaluation.every).count_remaining(0, 0)
             rows += evaluations * (self.held_out + self.probe_rows)
             answers.append(recipe.evaluation.samples)
+            if recipe.evaluation.during:
+                answers += [min(recipe.evaluation.during_rows, self.held_out)] * evaluations
         generation = recipe.evaluation.generation
         batches = sum(math.ceil(number / generation.batch_size) for number in answers)
         return {
@@ -217,11 +219,12 @@ class ModelTimer:
         passes = 1 + (BACKWARD if recipe.adapter.type == "none" else BACKWARD_FROZEN)
         passes += training.gradient_checkpointing  # computes the activations a second time
         passes *= 2 if _is_symmetric(recipe) else 1
+        has_answers = recipe.sweep.answers or recipe.evaluation.samples or recipe.evaluation.during
         return StepTimes(
             loading=self._loading,
             step=per_token * passes * tokens / batches * training.gradient_accumulation_steps,
             row=per_token * mean(int(length) for length in prepared.held_out.lengths()),
-            token=self.time_forward(answers, 1) if recipe.sweep.answers or recipe.evaluation.samples else 0.0,
+            token=self.time_forward(answers, 1) if has_answers else 0.0,
             steps=training.max_steps or count_steps(training, batches),
             held_out=len(prepared.held_out),
             probe_rows=min(recipe.evaluation.probe_rows, len(prepared.train)),

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import InputError, NeftError, Problem
 from neftcli.events import CellStatus, Notice, Observer
-from neftcli.metrics.registry import WIN_RATE_LENGTH_CONTROLLED
+from neftcli.metrics.registry import (
+    ANSWER_METRICS,
+    HELD_OUT_LOSS,
+    WIN_RATE_LENGTH_CONTROLLED,
+    comparative_word,
+    label,
+)
 from neftcli.runs.directory import CELLS, RECIPE, RECORD, require_writable
 from neftcli.runs.schemas import ReportedSweep, parse_json
 from neftcli.sweep.cell_runs import name_some
@@ -33,10 +39,9 @@ if TYPE_CHECKING:
 ENGINES = ("local", "ray")
 CHANGE_TOKENS = ("model.name", "model.revision", "model.chat_template", "model.new_tokens")
 """Options whose losses are over different tokens, so that one table can't hold them."""
-ANSWER_METRICS = {WIN_RATE_LENGTH_CONTROLLED, "rouge_l", "exact_match"}
 OPTIMISTIC = (
-    "training.keep best: the held-out loss selects each cell's weights and also compares the arms, so all losses are "
-    "lower than on new rows; --metric rouge_l compares the answers instead"
+    "training.keep best: {metric} selects each cell's weights and also compares the arms, so all values are {better} "
+    "than on new rows; --metric {other} compares the {others} instead"
 )
 INPUT_NAMES = {
     "data_sha256": "the rows",
@@ -80,7 +85,7 @@ def check_options(base: Recipe, engine: str, ray_address: str | None) -> None:
     if WIN_RATE_LENGTH_CONTROLLED in metrics and base.evaluation.judge.base_url is None:
         problem = f"sweep.metrics {WIN_RATE_LENGTH_CONTROLLED} needs a judge"
         raise InputError(Problem(problem, "no server", "--judge URL --judge-model NAME"))
-    if metrics & ANSWER_METRICS and not base.sweep.answers:
+    if metrics & {WIN_RATE_LENGTH_CONTROLLED, *ANSWER_METRICS} and not base.sweep.answers:
         raise InputError(Problem("sweep.metrics needs answers", "sweep.answers false", "--set sweep.answers=true"))
     if "tasks" in metrics and not base.evaluation.tasks:
         raise InputError(Problem("sweep.metrics tasks needs tasks", "none", "--tasks arc_easy"))
@@ -115,8 +120,13 @@ def check_inputs(base: Recipe, folder: Path, observer: Observer) -> tuple[ModelR
         require_reachable(judge)
     require_writable(folder)
     require_trackers(base.training.report_to)
-    if base.training.keep == "best":
-        observer.notify(Notice(OPTIMISTIC))
+    best_metric = base.training.best_metric
+    if base.training.keep == "best" and best_metric in base.sweep.metrics:
+        of_loss = best_metric == HELD_OUT_LOSS
+        other, others = ("rouge_l", "answers") if of_loss else (HELD_OUT_LOSS, "losses")
+        better = comparative_word(best_metric)
+        text = OPTIMISTIC.format(metric=label(best_metric), better=better, other=other, others=others)
+        observer.notify(Notice(text))
     reference, examples = read_inputs(base, observer)
     _require_prompts(examples)
     with tempfile.TemporaryDirectory() as logs, capture_library_output(Path(logs) / "log"):

@@ -99,9 +99,8 @@ class EvaluationCallback(TrainerCallback):
         save_model: Called before the evaluation after the last step, so that training is not lost if that fails.
         run_state: Stores the results.
         stop: A requested stop postpones an evaluation until the run resumes.
-        save_best: Called after an evaluation during training with the lowest held-out loss so far; None to keep the
-            weights of the last step.
-        patience: Training ends after this many evaluations without a lower held-out loss; None to train to the end.
+        save_best: Called after the best evaluation during training so far; None to keep the weights of the last step.
+        patience: Training ends after this many evaluations that are not better; None to train to the end.
     """
 
     def __init__(

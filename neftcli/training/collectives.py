@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from neftcli.errors import InputError, Problem, ProcessLostError
 from neftcli.runs.directory import ReadOnlyRunDirectory, RunDirectory
@@ -19,9 +19,10 @@ from neftcli.training.signals import StopRequested, StopSignal
 from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
-    from neftcli.data.tokens import TokenRow
-    from neftcli.evaluation.loss import RowLoss
     from neftcli.recipe.schema import Recipe
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
 
 
 def join_run(
@@ -91,21 +92,25 @@ def _require_same(name: str, values: Sequence[str | int]) -> None:
 
 
 def split_across_processes(
-    rows: Sequence[TokenRow], measure: Callable[[Sequence[TokenRow]], Sequence[RowLoss]]
-) -> Sequence[RowLoss]:
-    """Measure rows in parallel, each process every n-th row, and return the losses of all rows in order.
+    rows: Sequence[Row], measure: Callable[[Sequence[Row]], Sequence[Result]], result: Callable[..., Result]
+) -> Sequence[Result]:
+    """Measure rows in parallel, each process every n-th row, and return the results of all rows in order.
+
+    Args:
+        rows: The rows.
+        measure: Returns the results of some rows, in order.
+        result: Class of the results, a dataclass of plain values: they travel as JSON.
 
     Raises:
         StopRequested: A stop was requested during the measurement; raised in all processes.
     """
     if distributed.world_size() == 1:
         return measure(rows)
-    from neftcli.evaluation.loss import RowLoss
-
-    own_losses = None
+    own_results = None
     with suppress(StopRequested):
-        own_losses = [astuple(loss) for loss in measure(rows[distributed.rank() :: distributed.world_size()])]
-    parts = [part for part in distributed.all_gather_object(own_losses) if part is not None]
+        own_rows = rows[distributed.rank() :: distributed.world_size()]
+        own_results = [astuple(item) for item in measure(own_rows)]  # type: ignore[call-overload]
+    parts = [part for part in distributed.all_gather_object(own_results) if part is not None]
     if len(parts) < distributed.world_size():
         raise StopRequested
-    return [RowLoss(*parts[index % len(parts)][index // len(parts)]) for index in range(len(rows))]
+    return [result(*parts[index % len(parts)][index // len(parts)]) for index in range(len(rows))]

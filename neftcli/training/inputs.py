@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from neftcli.data.chat import ChatFormat, load_chat_format
 from neftcli.data.mixture import ExampleSplits, read_examples, require_local_sources
 from neftcli.data.prepare import PreparedData, prepare
 from neftcli.data.sources import HUB_ALIASES, is_hub_id
+from neftcli.data.tokens import split_prompt_and_reference
 from neftcli.errors import Checks, DataError, Problem
 from neftcli.events import Notice, Observer, Phase, PhaseId
 from neftcli.events.data import BUILTIN
+from neftcli.metrics.registry import METRICS_BY_ID
 from neftcli.models.chat_templates import NAMED_TEMPLATES, validate_chat_template
 from neftcli.models.gguf import is_gguf_converted
 from neftcli.models.limits import load_embedding_size, max_prompt_length, require_embeddings, require_positions
@@ -32,6 +34,12 @@ from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
     from neftcli.recipe.schema import Recipe
+
+
+class _Reference(NamedTuple):
+    """A reference answer, measured as an answer to find out which metrics have a value."""
+
+    text: str
 
 
 def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> tuple[ModelReference, ExampleSplits]:
@@ -106,8 +114,9 @@ def tokenize_inputs(
         The rows, the tokenizer with its chat template, and notices about it.
 
     Raises:
-        InputError: The tokenizer or the template can't be used, no token would carry loss, no row is held out although
-            the held-out loss selects the weights, or the model has too few positions for a row or an answer.
+        InputError: The tokenizer or the template can't be used, no token would carry loss, evaluations during training
+            need held-out rows or reference answers that are not there, or the model has too few positions for a row or
+            an answer.
     """
     chat, notices = load_chat_format(recipe, reference, examples.row_format, observer)
     prepared = prepare(examples, recipe.data, chat, TokenisingProgress(observer))
@@ -144,18 +153,37 @@ def local_paths(recipe: Recipe) -> list[str]:
 
 
 def _require_selection_rows(recipe: Recipe, prepared: PreparedData) -> None:
-    """Check that there is a held-out row if the held-out loss selects the weights or ends the training.
+    """Check that there are held-out rows if evaluations during training select the weights, end it, or need answers.
 
     Raises:
-        DataError: There is none: too few rows, or none with loss within data.max_length.
+        DataError: There is none: too few rows, or none with loss within data.max_length; or a metric of
+            evaluation.during has no value for any of them.
     """
-    if recipe.training.selects_by_loss() and not prepared.held_out:
+    selects, during = recipe.training.selects_weights(), recipe.evaluation.during
+    if (selects or during) and not prepared.held_out:
         option = "training.keep best" if recipe.training.keep == "best" else "training.patience"
+        option = option if selects else "evaluation.during"
         message = f"{recipe.data.source_name()}: {option} needs held-out rows, and no row could be held out"
         received = (
             f"{count_noun(len(prepared.train), 'row')} for training, data.held_out_rows {recipe.data.held_out_rows}"
         )
         raise DataError(Problem(message, received, "--held-out FILE    with rows to evaluate on"))
+    if not during:
+        return
+    from neftcli.metrics.answer_means import mean_answer_metrics  # imports regex
+
+    examples = prepared.held_out_examples[: recipe.evaluation.during_rows]
+    references = [_Reference(split_prompt_and_reference(example)[1]) for example in examples]
+    needed = [metric for metric in dict.fromkeys(during) if METRICS_BY_ID[metric].needs_reference]
+    values = mean_answer_metrics(needed, references, [reference.text for reference in references])
+    for metric in needed:
+        if values[metric] is None:
+            prompts = count_noun(len(references), "held-out prompt")
+            others = ",".join(other for other in during if other != metric)
+            hint = f"--during {others}" if others else "leave it out"
+            message = f"evaluation.during: {metric} has no value for any of the first {prompts}"
+            why = "no reference answer" if metric != "exact_match" else "no reference answer of at most five words"
+            raise DataError(Problem(message, why, f"{hint}, or --set evaluation.during_rows=N with more prompts"))
 
 
 def _require_room(recipe: Recipe, reference: ModelReference, prepared: PreparedData, *, answers: bool) -> None:
@@ -168,7 +196,7 @@ def _require_room(recipe: Recipe, reference: ModelReference, prepared: PreparedD
 
     config = load_config(reference, recipe.model.trust_remote_code)
     require_positions(config, max(prepared.counts.train.longest, prepared.counts.held_out.longest))
-    if prepared.held_out and (answers or recipe.evaluation.samples):
+    if prepared.held_out and (answers or recipe.evaluation.samples or recipe.evaluation.during):
         max_prompt_length(config, recipe.evaluation.generation.max_new_tokens)
 
 

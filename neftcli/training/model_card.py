@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neftcli.evaluation.number_format import table_number
+from neftcli.metrics.registry import comparative_word, label, superlative
 from neftcli.runs.markdown import escape_markdown, quote_markdown
 from neftcli.training.resume import describe_changes
 
@@ -53,6 +55,7 @@ def model_card(
         "|---|---|---|",
         f"| held-out rows | {_loss(finished.base_held_out_loss)} | {_loss(finished.held_out_loss)} |",
         f"| training rows (probe) | {_loss(finished.base_train_loss)} | {_loss(finished.train_loss)} |",
+        *_answer_metrics(finished),
         "",
         "A lower loss here does not show that NEFTune helped: compare with the same recipe and seed at alpha 0, and "
         "read the answers.",
@@ -72,9 +75,11 @@ def selection_note(record: Mapping[str, Any]) -> str:
     early = f" of {total}, at which training stopped early" if last < total else ""
     if selected["keep"] != "best":
         return f"these are the weights after step {last}{early}" if early else ""
+    metric = selected["metric"]
+    better = f"it is {comparative_word(metric)} than on new rows"
     return (
-        f"these are the weights after step {selected['step']}, which had the lowest held-out loss; the last step was "
-        f"{last}{early}. This loss selected the weights, so it is lower than on new rows"
+        f"these are the weights after step {selected['step']}, which had the {superlative(metric)}; the last step was "
+        f"{last}{early}. This {label(metric)} selected the weights, so {better}"
     )
 
 
@@ -170,6 +175,17 @@ def base_model_lines(reference: ModelReference, trust: str) -> list[str]:
         f"base, file = {json.dumps(str(file.parent))}, {json.dumps(file.name)}{on_the_hub}",
         'model = AutoModelForCausalLM.from_pretrained(base, gguf_file=file, dtype="float32")',
     ]
+
+
+def _answer_metrics(finished: RunFinished) -> list[str]:
+    """Return the table of the metrics of answers; nothing if none were measured."""
+    if not finished.answer_metrics:
+        return []
+    lines = ["", "| answers to held-out prompts, without noise | before | after |", "|---|---|---|"]
+    for metric, after in finished.answer_metrics.items():
+        values = [table_number(metric, value) for value in (finished.base_answer_metrics.get(metric), after)]
+        lines.append(f"| {label(metric)} | {' | '.join(values)} |")
+    return lines
 
 
 def _loss(value: float | None) -> str:

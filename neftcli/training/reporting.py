@@ -179,6 +179,8 @@ class Reporter(TrainerCallback):
         trainer, names = self._trainer, {"held_out_loss": HELD_OUT_LOSS, "train_loss": PROBE_LOSS}
         for row in connection.lost:
             logs = {names.get(name, name): row[name] for name in REPORTED_AGAIN if row.get(name) is not None}
+            metrics = row.get("answer_metrics", {})
+            logs |= {f"eval_{metric}": value for metric, value in metrics.items() if value is not None}
             arguments = (trainer.args, self._state(row["step"]), trainer.control)
             self._call(connection, lambda: connection.callback.on_log(*arguments, logs=logs, model=trainer.model))  # noqa: B023
         connection.reported |= _last_steps(connection.lost)
@@ -188,8 +190,9 @@ class Reporter(TrainerCallback):
         if self._trainer is None:
             self._pending.append(event)
         elif isinstance(event, Evaluated):
-            losses = {HELD_OUT_LOSS: event.held_out_loss, PROBE_LOSS: event.train_loss}
-            logs = {name: loss for name, loss in losses.items() if loss is not None}
+            values = {HELD_OUT_LOSS: event.held_out_loss, PROBE_LOSS: event.train_loss}
+            values |= {f"eval_{metric}": value for metric, value in event.answer_metrics.items()}
+            logs = {name: value for name, value in values.items() if value is not None}
             self._log(Evaluated.id, self._state(event.step), logs)
         elif not self._step:
             self._log(StepLogged.id, self._state(0), {"noise_to_embedding": event.ratio})
@@ -207,17 +210,8 @@ class Reporter(TrainerCallback):
         """Report the results, end the trackers' runs, and say which are incomplete."""
         if self._trainer is not None:
             trainer, state = self._trainer, self._state(max(self._step, self._trainer.state.global_step))
-            losses = (
-                {}
-                if results is None
-                else {
-                    "held_out_loss": results.held_out_loss,
-                    "train_loss_noise_off": results.train_loss,
-                    "base_held_out_loss": results.base_held_out_loss,
-                    "base_train_loss": results.base_train_loss,
-                }
-            )
-            final = {name: loss for name, loss in losses.items() if loss is not None}
+            values = {} if results is None else _final_values(results)
+            final = {name: value for name, value in values.items() if value is not None}
             for connection in self._connections:
                 backend, callback = connection.backend, connection.callback
                 if final:
@@ -303,6 +297,18 @@ def redact(text: str) -> str:
         if SECRET_VARIABLE.search(name) and len(value) >= SHORTEST_SECRET:
             text = text.replace(value, HIDDEN)
     return " ".join(redact_password(word) for word in text.split(" "))
+
+
+def _final_values(results: RunFinished) -> dict[str, float | None]:
+    """Return the results of a run by their names in trackers."""
+    return {
+        "held_out_loss": results.held_out_loss,
+        "train_loss_noise_off": results.train_loss,
+        "base_held_out_loss": results.base_held_out_loss,
+        "base_train_loss": results.base_train_loss,
+        **results.answer_metrics,
+        **{f"base_{metric}": value for metric, value in results.base_answer_metrics.items()},
+    }
 
 
 def _logged_rows(directory: RunDirectory) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from neftcli.data.sources import is_local_path
 from neftcli.errors import InputError, ModelError, Problem
 from neftcli.events import Evaluated, Notice, Observer
 from neftcli.events.data import BUILTIN
+from neftcli.metrics.registry import HELD_OUT_LOSS, is_better
 from neftcli.models.registry import resolve_model
 from neftcli.recipe.keys import format_value
 from neftcli.recipe.loading import load_recipe, read_recipe_layers, recipe_differences, resolve_recipe, rewrite_paths
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from neftcli.recipe.yaml_file import Layer
     from neftcli.runs.schemas import BaseMeasurements, TrainingState, UnloggedSums
 
-MEASUREMENT_SETTINGS = ("evaluation.samples", "evaluation.probe_rows", "evaluation.generation")
-"""Options of the measurements before and after training; they must be equal for a comparison."""
+MEASUREMENT_SETTINGS = ("evaluation.samples", "evaluation.probe_rows", "evaluation.generation", "evaluation.during")
+"""Beginnings of the options of measurements before, during and after training; they must be equal for a comparison."""
 FIXED = (
     *("adapter.", "quantization.", "model."),  # the checkpoint's tensors would not fit
     "training.processes",  # the checkpoint has a part of each process
@@ -55,10 +56,10 @@ ACCEPT = "--accept-changes    resumes anyway; the run is then recorded as mixed"
 
 @dataclass(frozen=True)
 class LossEvaluation:
-    """Losses of the model during training.
+    """Evaluation of the model during training.
 
     Attributes:
-        losses: The mean losses, and the step after which they were measured.
+        losses: The mean losses and the metrics of answers, and the step after which they were measured.
         held_out: The loss of each held-out row.
     """
 
@@ -101,8 +102,9 @@ class RunState:
         last_evaluation: The last evaluation of this process.
         restored: Losses of the last evaluation of an earlier process.
         unlogged: Sums of the incomplete log row at the last checkpoint, by process.
-        best: The evaluation with the lowest held-out loss so far, the first of equal ones; without the losses of rows
-            if an earlier process measured it.
+        best_metric: Id of the metric that evaluations are compared by.
+        best: The evaluation with the best value of that metric so far, the first of equal ones; without the losses of
+            rows if an earlier process measured it.
         without_improvement: Evaluations since then.
         trained: Training is over, and the weights in memory are those that were kept.
         total_steps: Steps of the whole recipe; 0 before they are counted.
@@ -115,6 +117,7 @@ class RunState:
     last_evaluation: LossEvaluation | None = None
     restored: Evaluated | None = None
     unlogged: UnloggedSums | None = None
+    best_metric: str = HELD_OUT_LOSS
     best: LossEvaluation | None = None
     without_improvement: int = 0
     trained: bool = False
@@ -145,12 +148,13 @@ class RunState:
         self.trained = saved.get("trained", False)
 
     def add_evaluation(self, evaluation: LossEvaluation) -> bool:
-        """Store an evaluation during training, and return whether its held-out loss is the lowest so far."""
+        """Store an evaluation during training, and return whether it is the best so far."""
         self.last_evaluation = evaluation
-        loss, best = evaluation.losses.held_out_loss, self.best
-        if loss is None:
+        value = evaluation.losses.value(self.best_metric)
+        best = self.best.losses.value(self.best_metric) if self.best else None
+        if value is None:
             return False
-        if best is None or best.losses.held_out_loss is None or loss < best.losses.held_out_loss:
+        if best is None or is_better(self.best_metric, value, best):
             self.best, self.without_improvement = evaluation, 0
             return True
         self.without_improvement += 1
@@ -168,7 +172,7 @@ class RunState:
         return step == total_steps or self.trained or self.has_lost_patience(patience)
 
     def has_lost_patience(self, patience: int | None) -> bool:
-        """Return whether `patience` evaluations, or more, have not improved the held-out loss."""
+        """Return whether `patience` evaluations, or more, have not improved the metric."""
         return patience is not None and self.without_improvement >= patience
 
     def to_json(self) -> dict[str, Any]:

@@ -314,7 +314,8 @@ class _Run:
             return answers, time.perf_counter() - started
 
         sizes = (settings.per_device_eval_batch_size, settings.probe_rows)
-        evaluation, evaluation_seconds = assets.measure_once(sizes, evaluate)
+        answered = (settings.during, settings.during_rows, settings.generation) if settings.during else ()
+        evaluation, evaluation_seconds = assets.measure_once((*sizes, *answered), evaluate)
         seed = self.recipe.training.seed if settings.generation.do_sample else None
         answers, answer_seconds = assets.measure_once((settings.samples, settings.generation, seed), answer)
         self.notify(evaluation.losses)
@@ -336,6 +337,7 @@ class _Run:
     ) -> NeftTrainer:
         from neftcli.training.trainer import NeftTrainer
 
+        run_state.best_metric = recipe.training.best_metric
         if self._checkpoint:
             run_state.restore(self._checkpoint.progress)
         checkpoints = CheckpointFolder(self.directory.checkpoints, recipe.checkpoints.save_total_limit)
@@ -435,7 +437,7 @@ class _Run:
         if not self.directory.model.is_dir():  # training ended early, or an earlier process did the last evaluation
             self._save_model(trainer, assets)
         run_state.trained = True
-        if training.selects_by_loss():
+        if training.selects_weights():
             selected = ModelSelected(
                 step=kept.losses.step,
                 held_out_loss=kept.losses.held_out_loss,
@@ -444,6 +446,9 @@ class _Run:
                 total_steps=run_state.total_steps,
                 keep=training.keep,
                 patience=training.patience if last.step < run_state.total_steps else None,
+                metric=training.best_metric,
+                value=kept.losses.value(training.best_metric),
+                last_value=last.value(training.best_metric),
             )
             self.record.update(selected=asdict(selected))
             if selected.keep == "best" or selected.patience is not None:
@@ -559,6 +564,8 @@ class _Run:
             alpha=self.recipe.neftune.alpha,
             paired_run=find_paired_run(self.written, self.directory.path.parent),
             earlier_seconds=self.resume.seconds if self.resume else 0.0,
+            base_answer_metrics=base.evaluated.answer_metrics,
+            answer_metrics=last.answer_metrics,
         )
 
     def _finish(self, finished: RunFinished, assets: Assets, notes: Sequence[str]) -> None:
@@ -576,7 +583,9 @@ class _Run:
         chat = assets.prepared.counts.format != "text"
         card = model_card(self.written, assets.reference, self.record.fields, finished, notes=notes, chat=chat)
         atomic_write(model / "README.md", card)
-        results = {key: value for key, value in asdict(finished).items() if key.endswith("loss") or key == "seconds"}
+        losses = {key: value for key, value in asdict(finished).items() if key.endswith("loss")}
+        metrics = {"base_answer_metrics": finished.base_answer_metrics, "answer_metrics": finished.answer_metrics}
+        results = {"seconds": finished.seconds, **losses, **(metrics if finished.answer_metrics else {})}
         self.record.end("finished", results=results)
         for reporter in self.reporters:
             with suppress(OSError):  # the run is finished, even if its record can't be written again

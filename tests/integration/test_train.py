@@ -73,6 +73,26 @@ def test_train_files_of_a_run(neft: Neft, quick: list[str], tmp_path: Path) -> N
     assert "NEFTune noise | alpha 5" in (run / "model" / "README.md").read_text()
 
 
+def test_train_metrics_of_answers(neft: Neft, quick: list[str], tmp_path: Path) -> None:
+    """Before training and at each evaluation, in all outputs; answers are counted by hand."""
+    result = neft(*quick, "--during", "answer_characters,rouge_l", "--set", "evaluation.during_rows=2", "--json")
+    assert result.code == 0, result.err
+    written = events(result.out)
+    metrics = [event["answer_metrics"] for event in written if event["event"] == "training.evaluated"]
+    [finished] = [event for event in written if event["event"] == "training.finished"]
+    assert [list(values) for values in metrics] == [["answer_characters", "rouge_l"]] * 3
+    for when, values in (("base", metrics[0]), ("tuned", metrics[-1])):
+        lengths = [len(sample[when]) for sample in finished["samples"]]
+        assert values["answer_characters"] == sum(lengths) / 2
+    run = tmp_path / "runs" / "tiny-a5-s0"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["answer_metrics"] for line in lines if line["event"] == "training.evaluated"] == metrics
+    results = json.loads((run / "run.json").read_text())["results"]
+    for record in (finished, results):
+        assert (record["base_answer_metrics"], record["answer_metrics"]) == (metrics[0], metrics[-1])
+    assert "| ROUGE-L | 0.000 | 0.000 |" in (run / "model" / "README.md").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-3)])
 @pytest.mark.parametrize("method", [[], ["--lora"]], ids=["full", "LoRA"])

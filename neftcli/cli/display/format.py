@@ -18,7 +18,7 @@ from neftcli.cli.display.text import one_line, spell_out
 from neftcli.evaluation import number_format
 from neftcli.events import CellStatus, PhaseId, VerdictId
 from neftcli.events.data import BUILTIN, describe_source
-from neftcli.metrics.registry import ANSWER_TOKENS, label
+from neftcli.metrics.registry import ANSWER_TOKENS, comparative_word, label, superlative
 from neftcli.models.chat_templates import describe_template
 from neftcli.system.files import format_bytes
 from neftcli.wording import choose, count_noun
@@ -171,14 +171,19 @@ def _(event: events.ModelSelected) -> list[Line]:
     if event.patience is not None:
         evaluations = count_noun(event.patience, "evaluation")
         steps = f"step {event.last_step} of {event.total_steps}"
-        selected.append(f"stopped early after {steps}: no lower held-out loss in {evaluations}")
+        better = f"{comparative_word(event.metric)} {label(event.metric)}"
+        selected.append(f"stopped early after {steps}: no {better} in {evaluations}")
     if event.keep == "best":
-        last = f"; step {event.last_step} had {loss(event.last_held_out_loss)}"
+        value, last_value = (
+            number_format.table_number(event.metric, number) for number in (event.value, event.last_value)
+        )
+        last = f"; step {event.last_step} had {last_value}"
         selected.append(
-            f"kept the weights after step {event.step}, held-out loss {loss(event.held_out_loss)}"
+            f"kept the weights after step {event.step}, {superlative(event.metric)} {value}"
             f"{last if event.step != event.last_step else ', the last step'}"
         )
-        selected.append("this loss selected the step, so it is lower than on new rows: neft eval --dataset FILE")
+        better = f"it is {comparative_word(event.metric)} than on new rows"
+        selected.append(f"this {label(event.metric)} selected the step, so {better}: neft eval --dataset FILE")
     return [Line("model", text, "dim" if text is selected[-1] else "") for text in selected]
 
 
@@ -540,14 +545,20 @@ SAMPLES_NOTE = "A lower loss does not make every answer better, least of all aft
 
 
 def loss_rows(event: events.RunFinished) -> list[tuple[str, str, str, str]]:
-    """Return the losses of a run: name, base, tuned, difference."""
-    return [
+    """Return the losses of a run and its metrics of answers: name, base, tuned, difference."""
+    rows = [
         (name, loss(before), loss(after), difference(before, after))
         for name, before, after in (
             ("held-out loss", event.base_held_out_loss, event.held_out_loss),
             ("training loss, no noise", event.base_train_loss, event.train_loss),
         )
     ]
+    for metric, after in event.answer_metrics.items():
+        before = event.base_answer_metrics.get(metric)
+        change = None if before is None or after is None else after - before
+        values = [number_format.table_number(metric, value) for value in (before, after)]
+        rows.append((label(metric), *values, number_format.table_number(metric, change, signed=True)))
+    return rows
 
 
 def plan_rows(event: events.TrainingPlan) -> list[tuple[str, str]]:

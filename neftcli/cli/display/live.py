@@ -23,7 +23,7 @@ from neftcli.system.files import format_bytes
 from neftcli.wording import count_noun
 
 MAX_LIVE_ROWS = 16
-"""Rows of a run's table, for a terminal of 24 lines."""
+"""Rows of a run's tables, for a terminal of 24 lines."""
 RECENT_ROWS = 10
 """Latest rows, always shown; of the older rows, those with an evaluation are kept first."""
 LIVE_COLUMNS = 110
@@ -57,6 +57,7 @@ class LiveDisplay:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
         self._rows: list[_LogRow] = []
+        self._answered: list[events.Evaluated] = []
         self._left_out = 0
         self._run = ""
         self._phase: Spinner | None = None
@@ -119,7 +120,7 @@ class LiveDisplay:
     @_take.register
     def _(self, event: events.StepLogged) -> None:
         self._row(event.step).logged = event
-        while len(self._rows) > MAX_LIVE_ROWS:
+        while len(self._rows) > max(RECENT_ROWS + 2, MAX_LIVE_ROWS - self._answer_rows()):
             older = self._rows[:-RECENT_ROWS]
             self._rows.remove(next((row for row in older if row.evaluated is None), older[1]))
             self._left_out += 1
@@ -127,6 +128,9 @@ class LiveDisplay:
     @_take.register
     def _(self, event: events.Evaluated) -> None:
         self._row(event.step).evaluated = event
+
+        if event.answer_metrics:
+            self._answered.append(event)
 
     @_take.register
     def _(self, event: events.RunFinished) -> None:
@@ -232,6 +236,7 @@ class LiveDisplay:
         """Stop drawing and print the rows for good."""
         table = self._table() if self._rows else None
         self._rows.clear()
+        self._answered.clear()
         self._left_out = 0
         self._phase = self._phase_progress = self._progress = None
         self._live.stop()
@@ -268,13 +273,19 @@ class LiveDisplay:
         return screens.progress_line(progress.step, progress.total_steps, times)
 
     def _table(self) -> RenderableType:
-        """Render the rows; rows that are left out are counted, with the file that has them."""
-        table = self._rows_table()
-        if not self._left_out:
-            return table
-        file = f"{self._run}/{METRICS}"
-        rows = count_noun(self._left_out, "row is", "rows are")
-        return Group(table, screens.line(format.Line("training", f"{rows} left out here: {file}", "dim")))
+        """Render the rows and the metrics of answers; count the rows that are left out, and name their file."""
+        parts: list[RenderableType] = [self._rows_table()]
+        if self._answered:
+            parts.append(screens.answer_metrics(self._answered, self.console.width))
+        if self._left_out:
+            file = f"{self._run}/{METRICS}"
+            rows = count_noun(self._left_out, "row is", "rows are")
+            parts.append(screens.line(format.Line("training", f"{rows} left out here: {file}", "dim")))
+        return Group(*parts)
+
+    def _answer_rows(self) -> int:
+        """Return the lines of the table of metrics of answers, with its heading."""
+        return 1 + len(self._answered[-1].answer_metrics) if self._answered else 0
 
     def _rows_table(self) -> Table:
         decimals = 4 if self.console.width >= LIVE_COLUMNS else 3

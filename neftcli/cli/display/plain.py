@@ -78,9 +78,10 @@ class PlainLines:
 
     @_lines.register
     def _(self, event: events.Evaluated) -> list[str]:
+        metrics = "".join(f" {metric}={format.loss(value)}" for metric, value in event.answer_metrics.items())
         return [
             f"step={event.step} held_out_loss={format.loss(event.held_out_loss)} "
-            f"train_loss_no_noise={format.loss(event.train_loss)}"
+            f"train_loss_no_noise={format.loss(event.train_loss)}{metrics}"
         ]
 
     @_lines.register
@@ -88,7 +89,7 @@ class PlainLines:
         lines = [f"finished: {event.run} in {event.seconds - event.earlier_seconds:.0f}s"]
         if event.earlier_seconds:
             lines[0] += f" ({event.seconds:.0f}s with earlier commands)"
-        names = ("held_out_loss", "train_loss_no_noise")
+        names = ("held_out_loss", "train_loss_no_noise", *event.answer_metrics)
         for name, (_, base, tuned, difference) in zip(names, format.loss_rows(event), strict=True):
             if tuned != "-":
                 lines.append(f"{name}: base={base} tuned={tuned} difference={difference}")

@@ -20,6 +20,7 @@ from neftcli.events import (
     CellState,
     CellStatus,
     Comparison,
+    Evaluated,
     EvaluationReport,
     InspectedRow,
     RunFinished,
@@ -58,6 +59,10 @@ NARROW_DETAILS = ("95 % CI", "p (Holm)")
 DETAILS = (*NARROW_DETAILS, "n", "MDE")
 ARM = "arm"
 PROBLEM_WIDTH = 40
+SHOWN_ANSWERED = 2
+"""Evaluations whose metrics of answers are shown in any case: the first and the latest."""
+NARROWEST_ANSWERED = 8
+"""Columns that an evaluation takes in that table at least."""
 OTHER_LINES = 5
 """Lines of a live sweep that are not cells: the heading, the progress, and the phase."""
 
@@ -201,6 +206,19 @@ def run_finished(event: RunFinished) -> RenderableType:
     for sample in event.samples:
         parts += [Text(), _answers(sample.prompt, [("base", sample.base), ("tuned", sample.tuned)])]
     return Group(*parts, next_steps(format.suggest_next_steps(event)))
+
+
+def answer_metrics(evaluations: Sequence[Evaluated], width: int) -> RenderableType:
+    """Render the metrics of answers, a row each: the first evaluation, and the latest ones that fit in `width`."""
+    latest = [*evaluations[:1], *evaluations[1:][-(width // NARROWEST_ANSWERED) :]]
+    while True:
+        table = columns(" answers", *(f"step {event.step}" for event in latest), left=(" answers",))
+        for metric in latest[-1].answer_metrics:
+            values = [number_format.table_number(metric, event.answer_metrics.get(metric)) for event in latest]
+            table.add_row(f" {label(metric)}", *values)
+        if len(latest) <= SHOWN_ANSWERED or _fits(table, width - len(latest)):  # two spaces between columns
+            return table
+        del latest[1]
 
 
 def training_plan(event: TrainingPlan) -> RenderableType:

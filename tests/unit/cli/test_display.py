@@ -332,6 +332,57 @@ def test_live_table_begins_with_the_losses_before_training() -> None:
 
 
 @pytest.mark.parametrize(
+    ("metric", "keep", "patience", "shown"),
+    [
+        (
+            "held_out_loss",
+            "best",
+            None,
+            [
+                "kept the weights after step 5, lowest held-out loss 0.5000; step 10 had 0.2500",
+                "this held-out loss selected the step, so it is lower than on new rows: neft eval --dataset FILE",
+            ],
+        ),
+        (
+            "exact_match",
+            "best",
+            3,
+            [
+                "stopped early after step 10 of 20: no higher exact match in 3 evaluations",
+                "kept the weights after step 5, highest exact match 50.0 %; step 10 had 25.0 %",
+                "this exact match selected the step, so it is higher than on new rows: neft eval --dataset FILE",
+            ],
+        ),
+        ("rouge_l", "last", 1, ["stopped early after step 10 of 20: no higher ROUGE-L in 1 evaluation"]),
+    ],
+)
+def test_lines_of_a_selected_model(metric: str, keep: str, patience: int | None, shown: list[str]) -> None:
+    event = events.ModelSelected(5, 1.5, 10, 1.6, 20, keep, patience, metric, 0.5, 0.25)
+    assert [line.text for line in format.lines(event)] == shown
+
+
+@pytest.mark.parametrize(
+    ("width", "steps"),
+    [(40, [0, 90, 100]), (80, [0, *range(50, 101, 10)]), (120, [*range(0, 101, 10)])],
+)
+def test_live_table_of_answer_metrics(width: int, steps: list[int]) -> None:
+    """The first evaluation and the latest ones that fit; without metrics there is no such table."""
+    console = Console(file=io.StringIO(), width=width)
+    display = LiveDisplay(console)
+    for step in range(0, 101, 10):
+        display.notify(events.Evaluated(step, 2.0, 2.0, {"rouge_l": step / 1000, "exact_match": None}))
+    with display:  # printed at its end
+        pass
+    printed = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    [heading] = [number for number, line in enumerate(printed) if line.startswith(" answers")]
+    assert [int(step) for step in re.findall(r"step (\d+)", printed[heading])] == steps
+    assert printed[heading + 1].split() == ["ROUGE-L", *(f"{step / 1000:.3f}" for step in steps)]
+    assert printed[heading + 2].split() == ["exact", "match", *"-" * len(steps)]
+    assert max(map(len, map(str.rstrip, printed))) <= max(width, 60)
+    assert " answers  " not in live(width)
+
+
+@pytest.mark.parametrize(
     ("every", "steps"),
     [
         (50, [0, *range(26, 41)]),

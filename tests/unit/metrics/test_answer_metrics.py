@@ -9,6 +9,7 @@ import math
 import string
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given
@@ -16,7 +17,15 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from neftcli.metrics.answer_metrics import SHORT_REFERENCE, distinct_n, measure_answer, signatures, similarity
+from neftcli.metrics.answer_means import mean_answer_metrics
+from neftcli.metrics.answer_metrics import (
+    SHORT_REFERENCE,
+    distinct_n,
+    measure_answer,
+    signatures,
+    similarity,
+)
+from neftcli.metrics.registry import ANSWER_METRICS, METRICS_BY_ID
 
 # One short sentence and three letters of each.
 SPACED = {
@@ -54,6 +63,32 @@ def distinct_share(words: list[str], n: int) -> float:
     """Return the share of distinct n-grams, by looking for each among those before it."""
     found = grams(words, n)
     return sum(gram not in found[:place] for place, gram in enumerate(found)) / len(found)
+
+
+# Means over answers
+
+
+def test_mean_answer_metrics_leaves_out_answers_without_a_value() -> None:
+    """A long reference has no exact match, an empty one no similarity; tokens are those of the answers."""
+    answers = [SimpleNamespace(text=text, tokens=tokens) for text, tokens in (("Red.", 2), ("a b", 3), ("", 0))]
+    ids = ["answer_tokens", "exact_match", "rouge_l", "distinct_1", "log_diversity"]
+    values = mean_answer_metrics(ids, answers, ["red", "a b c d e f", ""])
+    assert list(values) == ids
+    assert values == {
+        "answer_tokens": 5 / 3,
+        "exact_match": 1.0,
+        "rouge_l": (1 + 2 * 2 / (2 + 6)) / 2,
+        "distinct_1": 1.0,
+        "log_diversity": None,
+    }
+
+
+@pytest.mark.parametrize("metric", ANSWER_METRICS)
+def test_mean_answer_metrics_needs_a_reference(metric: str) -> None:
+    """Exactly the metrics that the registry says."""
+    answers = [SimpleNamespace(text="one two three four five", tokens=5, truncated=False)]
+    [value] = mean_answer_metrics([metric], answers, [""]).values()
+    assert (value is None) == METRICS_BY_ID[metric].needs_reference
 
 
 # Repetition and diversity

@@ -27,7 +27,7 @@ from neftcli.recipe.loading import (
     resolve_recipe,
     to_yaml,
 )
-from neftcli.recipe.schema import Adapter, Neftune, Option, Quantization, Recipe, Training
+from neftcli.recipe.schema import Adapter, Evaluation, Neftune, Option, Quantization, Recipe, Training
 from neftcli.recipe.yaml_file import Layer, Setting
 
 SHOW = "  hint     neft recipes show quickstart --all    to see every option with its default"
@@ -764,6 +764,7 @@ def without_contradictions(recipe: Recipe) -> Recipe:
     new_tokens = tuple(dict.fromkeys(recipe.model.new_tokens))
     recipe = replace(recipe, model=replace(recipe.model, new_tokens=new_tokens))
     recipe = replace(recipe, adapter=replace(recipe.adapter, init_lora_weights="default", use_dora=False))
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, during=()))
     if recipe.adapter.type == "lora":
         return replace(recipe, training=replace(recipe.training, freeze=()))
     return replace(recipe, adapter=replace(recipe.adapter, modules_to_save=()), quantization=Quantization())
@@ -777,6 +778,9 @@ RECIPES = section(Recipe).map(without_contradictions)
 @example(recipe=Recipe(adapter=Adapter(type="lora", target_modules=())))
 @example(recipe=Recipe(name="\ufeff\u2028\x85\0 ", about=" \t#\r\n"))
 @example(recipe=Recipe(training=Training(keep="best", patience=2, report_to=("wandb", "mlflow"))))
+@example(
+    recipe=Recipe(evaluation=Evaluation(during=("rouge_l",)), training=Training(patience=2, best_metric="rouge_l"))
+)
 @example(recipe=Recipe(name="a\x85b", about="a\u2028 b\u2029"))
 def test_to_yaml_round_trip(recipe: Recipe) -> None:
     again = load(to_yaml(recipe))
@@ -795,8 +799,8 @@ def layer_of(recipe: Recipe) -> Layer:
 FREE = [
     key.path
     for key in keys()
-    if not key.path.startswith(("adapter.", "quantization.", "data.source"))
-    and key.path not in ("training.keep", "training.patience", "training.freeze")
+    if not key.path.startswith(("adapter.", "quantization.", "data.source", "evaluation.during"))
+    and key.path not in ("training.keep", "training.patience", "training.best_metric", "training.freeze")
 ]
 
 
@@ -921,6 +925,29 @@ def test_recipe_fingerprint_of_trackers_and_selection() -> None:
     assert recipe_differences(*selecting) == {"evaluation.every": (0.25, 0.1)}
 
 
+def test_recipe_fingerprint_of_metrics_of_answers() -> None:
+    """They change the weights only if one of them selects them; then their rows and their generation do as well."""
+
+    def recipe(*assignments: str) -> Recipe:
+        during = "evaluation.during=[rouge_l,exact_match]"
+        return resolve_recipe([parse_assignment(text) for text in (during, *assignments)])
+
+    rows = ("evaluation.during_rows=4", "evaluation.generation.max_new_tokens=9")
+    assert recipe_fingerprint(recipe(*rows)) == recipe_fingerprint(resolve_recipe([]))
+    by_loss = "training.keep=best"
+    assert recipe_fingerprint(recipe(by_loss, *rows)) == recipe_fingerprint(resolve_recipe([parse_assignment(by_loss)]))
+    by_rouge, by_match = [(by_loss, f"training.best_metric={metric}") for metric in ("rouge_l", "exact_match")]
+    assert recipe_differences(recipe(*by_rouge), recipe(*by_match)) == {
+        "training.best_metric": ("rouge_l", "exact_match")
+    }
+    assert set(recipe_differences(recipe(*by_rouge), recipe(*by_rouge, *rows))) == {
+        "evaluation.during_rows",
+        "evaluation.generation.max_new_tokens",
+    }
+    different = [recipe(*by_rouge), recipe(*by_match), recipe(*by_rouge, *rows), recipe(by_loss), recipe()]
+    assert len(set(map(recipe_fingerprint, different))) == len(different)
+
+
 @pytest.mark.parametrize("path", [key.path for key in keys() if key.type_name.split("|")[0] == "INTEGER"])
 def test_resolve_recipe_whole_numbers_beyond_those_of_the_libraries(path: str) -> None:
     with pytest.raises(RecipeError) as raised:
@@ -964,6 +991,23 @@ def test_resolve_recipe_share_between_evaluations_too_small() -> None:
             "--set evaluation.every=0.1",
         ),
         (["training.patience=3"], "training.patience never stops the training", "--set evaluation.every=0.12"),
+        (
+            ["training.keep=best", "training.best_metric=rouge_l", "evaluation.during=[bleu]"],
+            "--set training.best_metric: training.best_metric rouge_l is not measured during training",
+            "--during bleu,rouge_l",
+        ),
+        (["training.best_metric=rouge_l"], "needs training.keep best or training.patience", "--keep best"),
+        (
+            ["training.patience=1", "training.best_metric=bleu"],
+            "must be one of held_out_loss, exact_match, rouge_l",
+            "--set training.best_metric=held_out_loss    the default",
+        ),
+        (
+            ["evaluation.during=[rouge_l]", "data.held_out_rows=0"],
+            "evaluation.during needs a held-out split",
+            "--held-out-rows 200",
+        ),
+        (["evaluation.during_rows=3"], "evaluation.during_rows needs evaluation.during", "--during rouge_l"),
     ],
 )
 def test_resolve_recipe_selection_without_evaluations(assignments: list[str], message: str, hint: str) -> None:

@@ -236,3 +236,17 @@ def test_evaluation_callback_best_and_patience(
     assert loop.run_state.best is not None
     assert loop.run_state.best.losses.step == (10 if last_step == 10 else 4)
     assert loop.run_state.is_over(last_step, 10, patience)
+
+
+def test_run_state_add_evaluation_by_a_metric_of_answers() -> None:
+    """The highest value is the best, whatever the loss; an evaluation without a value counts as none."""
+    state = RunState(BaseEvaluation(events.Evaluated(0, 1.0, 1.0), [], 2.0, 1.0), 0.0, {}, "", best_metric="rouge_l")
+    values = {1: None, 2: 0.2, 3: 0.4, 4: 0.4, 5: 0.1}
+    improved = [
+        state.add_evaluation(LossEvaluation(events.Evaluated(step, 1.0 / step, None, {"rouge_l": value}), ()))
+        for step, value in values.items()
+    ]
+    assert improved == [False, True, True, False, False]
+    assert state.best is not None
+    assert (state.best.losses.step, state.without_improvement) == (3, 2)
+    assert state.has_lost_patience(2)

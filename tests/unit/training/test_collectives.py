@@ -40,7 +40,7 @@ def with_others(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_split_across_processes_order(rows: int, number: int, with_others: Callable[..., None]) -> None:
     everything = list(range(rows))
     with_others(number, lambda rank: [astuple(loss) for loss in measure(everything[rank::number])])
-    assert list(split_across_processes(everything, measure)) == measure(everything)
+    assert list(split_across_processes(everything, measure, RowLoss)) == measure(everything)
 
 
 def test_split_across_processes_stop(with_others: Callable[..., None]) -> None:
@@ -49,10 +49,10 @@ def test_split_across_processes_stop(with_others: Callable[..., None]) -> None:
 
     with_others(2, lambda _: [])
     with pytest.raises(StopRequested):
-        split_across_processes([1, 2], stopped)
+        split_across_processes([1, 2], stopped, RowLoss)
     with_others(2, lambda _: None)
     with pytest.raises(StopRequested):
-        split_across_processes([1, 2], measure)
+        split_across_processes([1, 2], measure, RowLoss)
 
 
 def test_require_same_inputs(with_others: Callable[..., None]) -> None:

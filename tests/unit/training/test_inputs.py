@@ -56,3 +56,17 @@ def test_prepare_inputs_new_tokens_in_rows(tiny_folder: Callable[[str], Path], t
     token = chat.tokenizer.convert_tokens_to_ids("<c>")
     assert [row.input_ids.count(token) for row in prepared.train] == [0, 0, 1, 0]
     assert all(chat.tokenizer.convert_tokens_to_ids("<x>") not in row.input_ids for row in prepared.train)
+
+
+def test_prepare_inputs_metric_without_a_value(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Exact match has no value for references of six words or more; ROUGE-L has."""
+    rows, answer = tmp_path / "rows.jsonl", "one two three four five six"
+    rows.write_text("".join(json.dumps({"prompt": f"Say {word}", "completion": answer}) + "\n" for word in range(10)))
+    sets = {"model.name": tiny_folder("llama"), "data.source": rows, "evaluation.during": "[rouge_l,exact_match]"}
+    recipe = resolve_recipe([parse_assignment(f"{key}={value}") for key, value in sets.items()])
+    with pytest.raises(DataError) as error:
+        prepare_inputs(recipe, Silent())
+    [problem] = error.value.problems
+    assert problem.message == "evaluation.during: exact_match has no value for any of the first 2 held-out prompts"
+    assert problem.got == "no reference answer of at most five words"
+    assert problem.hint == "--during rouge_l, or --set evaluation.during_rows=N with more prompts"

@@ -133,7 +133,8 @@ def test_reporter_reports_lost_rows(fake: type[Fake], tmp_path: Path, monkeypatc
     """Rows up to the checkpoint that a kill has lost come from metrics.jsonl; later ones are trained again."""
     steps = [{"event": "training.step", "step": step, "loss": step / 8, "memory_bytes": 7} for step in range(1, 6)]
     evaluated = [
-        {"event": "training.evaluated", "step": step, "held_out_loss": 2.0, "train_loss": None} for step in (0, 2)
+        {"event": "training.evaluated", "step": step, "held_out_loss": 2.0, "train_loss": None, **answers}
+        for step, answers in ((0, {}), (2, {"answer_metrics": {"rouge_l": 0.5, "exact_match": None}}))
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*steps, *evaluated]))
     monkeypatch.setattr("neftcli.training.reporting.keys", lambda: ())
@@ -152,8 +153,9 @@ def test_reporter_reports_lost_rows(fake: type[Fake], tmp_path: Path, monkeypatc
     state = SimpleNamespace(global_step=3)
     trainer = SimpleNamespace(args=None, control=None, model=None, state=state, add_callback=lambda callback: None)
     trial.reporter.begin(trainer)  # type: ignore[arg-type]
+    evaluated_again = {"eval_held_out_loss": 2.0, "eval_rouge_l": 0.5}
     losses = [(2, {"loss": 0.25}), (3, {"loss": 0.375})]
-    assert rows == [*losses, (0, {"eval_held_out_loss": 2.0}), (2, {"eval_held_out_loss": 2.0})]
+    assert rows == [*losses, (0, {"eval_held_out_loss": 2.0}), (2, evaluated_again)]
 
 
 def test_reporter_ends_a_tracker_whose_end_fails_only_once(fake: type[Fake], tmp_path: Path) -> None:
