@@ -222,7 +222,7 @@ class Wandb(Backend):
         return {} if step is None else {StepLogged.id: int(step), Evaluated.id: int(step) - 1}
 
     def end_run(self, status: str) -> None:
-        """End the run: finished, preempted or failed."""
+        """End the run: finished, preempted, or for all else failed."""
         if self._run is None or self._is_foreign:
             return
         if status == "preempted":

@@ -28,6 +28,7 @@ class Tracker:
         folder_variable: Environment variable that names a folder or a store other than the run's; for the docs.
         switched_off: Environment variable to the values that switch the tracker off, in capitals; case is ignored.
         require_access: Raises an InputError if the tracker would ask for a key that is not there.
+        run_id_variable: Environment variable with the id of the tracker's run to report to; empty if there is none.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Tracker:
     folder_variable: str
     switched_off: Mapping[str, Sequence[str]] = field(default_factory=dict)
     require_access: Callable[[], None] = lambda: None
+    run_id_variable: str = ""
 
     def switch(self) -> str | None:
         """Return the environment variable that switches the tracker off, with its value; None if it is on."""
@@ -63,6 +65,7 @@ TRACKERS: dict[str, Tracker] = {
             "WANDB_DIR",
             {"WANDB_MODE": ("DISABLED",), "WANDB_DISABLED": HUB_TRUE},
             backends.require_wandb_key,
+            run_id_variable="WANDB_RUN_ID",
         ),
         Tracker(
             "mlflow",
@@ -71,9 +74,17 @@ TRACKERS: dict[str, Tracker] = {
             backends.MLflow,
             "MLFLOW_TRACKING_URI",
             {"DISABLE_MLFLOW_INTEGRATION": ("TRUE",)},
+            run_id_variable="MLFLOW_RUN_ID",
         ),
         Tracker("trackio", "Trackio", "trackio", backends.Trackio, "TRACKIO_DIR"),
-        Tracker("comet", "Comet", "comet_ml", backends.Comet, "COMET_OFFLINE_DIRECTORY"),
+        Tracker(
+            "comet",
+            "Comet",
+            "comet_ml",
+            backends.Comet,
+            "COMET_OFFLINE_DIRECTORY",
+            run_id_variable="COMET_EXPERIMENT_KEY",
+        ),
         Tracker("swanlab", "SwanLab", "swanlab", backends.SwanLab, "SWANLAB_LOG_DIR", {"SWANLAB_MODE": ("DISABLED",)}),
     )
 }

@@ -207,8 +207,11 @@ class Reporter(TrainerCallback):
             self._call(connection, lambda: connection.callback.on_save(args, state, control, **kwargs))  # noqa: B023
 
     def finish(self, status: str, results: RunFinished | None = None) -> None:
-        """Report the results, end the trackers' runs, and say which are incomplete."""
-        if self._trainer is not None:
+        """Report the results, end the trackers' runs, and say which are incomplete.
+
+        After "interrupted" they are only ended: the callbacks could upload a model.
+        """
+        if self._trainer is not None and status != "interrupted":
             trainer, state = self._trainer, self._state(max(self._step, self._trainer.state.global_step))
             values = {} if results is None else _final_values(results)
             final = {name: value for name, value in values.items() if value is not None}

@@ -213,10 +213,10 @@ class _Run:
             self.reporters.append(Reporter(self.written, self.directory, self.record, self.resume, self))
 
     def end_reports(self, error: BaseException) -> None:
-        """End the runs of the trackers after an error; at once if the run is stopped at once."""
+        """End the runs of the trackers after an error; a further signal leaves them as they are."""
         statuses: dict[type, str] = {StopRequested: "preempted", KeyboardInterrupt: "interrupted"}
         status = statuses.get(type(error), "failed")
-        if status != "interrupted" and self.record.fields["status"] != "finished":
+        if self.record.fields["status"] != "finished":
             for reporter in self.reporters:
                 with suppress(OSError):  # the record, on a full disk
                     reporter.finish(status)

@@ -215,6 +215,28 @@ def test_tracker_after_kill(
 
 
 @pytest.mark.slow
+@needs("mlflow")
+@pytest.mark.parametrize("killer", [Killer(5, signal.SIGTERM), Killer(5, signal.SIGTERM, twice=True)])
+def test_tracker_of_a_stopped_run(
+    killer: Killer, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither running nor finished, also after a second signal, and continues on resume."""
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    settings = {**SETTINGS, "model.name": tiny_folder("llama"), "data.source": rows_file, "training.logging_steps": 1}
+    settings["training.report_to"] = "[mlflow]"
+    assert run_training(settings, tmp_path, killer=killer) == (130 if killer.twice else 75)
+    run = tmp_path / "run-a5-s0"
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == ("interrupted" if killer.twice else "preempted")
+    client = mlflow.MlflowClient((run / "trackers" / "mlflow").as_uri())
+    assert client.get_run(record["trackers"]["mlflow"]["id"]).info.status == "KILLED"
+    assert run_training(settings, tmp_path, resume=run) == 0
+    assert mlflow_rows(run / "trackers" / "mlflow") == tuple(close(logged(run)))
+
+
+@pytest.mark.slow
 @needs("tensorboard")
 def test_tracker_of_a_sweep(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
     """Each cell has a sub-folder in the sweep's folder."""

@@ -158,6 +158,14 @@ def test_reporter_reports_lost_rows(fake: type[Fake], tmp_path: Path, monkeypatc
     assert rows == [*losses, (0, {"eval_held_out_loss": 2.0}), (2, evaluated_again)]
 
 
+def test_reporter_ends_trackers_of_an_interrupted_run_at_once(fake: type[Fake], tmp_path: Path) -> None:
+    """Without the callback's end of training, which may upload a model."""
+    trial = Trial(tmp_path, resume=True)
+    trial.reporter._trainer = SimpleNamespace(state=SimpleNamespace(global_step=3))  # type: ignore[assignment]
+    trial.reporter.finish("interrupted")
+    assert (fake.ended, trial.notices) == (["interrupted"], [])
+
+
 def test_reporter_ends_a_tracker_whose_end_fails_only_once(fake: type[Fake], tmp_path: Path) -> None:
     fake.fails = "end_run"
     trial = Trial(tmp_path, resume=False)
