@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.cli.display import choose_display
-from neftcli.errors import InputError, Problem
-from neftcli.events import Notice, RunFinished
+from neftcli.errors import DataError, InputError, Problem
+from neftcli.events import Notice, Phase, PhaseId, RunFinished
 from neftcli.recipe.loading import recipe_fingerprint
 from neftcli.recipe.trust import TRUST
 from neftcli.runs.directory import LOCK, STOPPED, RunDirectory, find_run
 from neftcli.system.distributed import launched_externally, world_size
 from neftcli.system.locks import is_locked
+from neftcli.trackers.registry import TRACKERS
 
 if TYPE_CHECKING:
     from neftcli.events import Event, Observer
@@ -49,17 +52,26 @@ def train_with_baseline(
         quiet: Print only results and errors.
 
     Raises:
-        InputError: The recipe has no noise or no held-out rows, or several processes train it.
+        InputError: The recipe has no noise or no held-out rows, several processes train it, or the rows have changed
+            since one of the runs was trained.
     """
     from neftcli.evaluation.evaluate import EvalRequest, evaluate
 
     _require_comparable(recipe)
     trust = [{TRUST: layer[TRUST]} for layer in layers if TRUST in layer]
+    arms = (recipe, replace(recipe, neftune=replace(recipe.neftune, alpha=0.0)))
+    with (
+        choose_display(json_lines=json_lines, quiet=quiet) as display,
+        stop.handle_signals(requeue_signal),
+        stop.interruptible(),
+    ):
+        _require_unchanged_rows(arms, display)
     runs = []
-    for arm in (recipe, replace(recipe, neftune=replace(recipe.neftune, alpha=0.0))):
+    for arm in arms:
         with (
             choose_display(json_lines=json_lines, quiet=quiet) as display,
             stop.handle_signals(requeue_signal, first=partial(stop.announce, display)),
+            _own_tracker_run(arm, display),
         ):
             runs.append(_train_once(arm, trust, _WithoutNextSteps(display), stop))
     request = EvalRequest(str(runs[0]), str(runs[1]), overrides=tuple(trust), show=SHOWN_PROMPTS)
@@ -104,18 +116,66 @@ def _train_once(recipe: Recipe, trust: Sequence[Layer], observer: Observer, stop
     from neftcli.training.resume import find_resume_state
     from neftcli.training.train import train
 
+    folder, status = _find_same(recipe)
+    if folder is None:
+        return Path(train(recipe, observer, stop=stop).run)
+    if status == "finished":
+        observer.notify(Notice(f"{folder} is a finished run of this recipe, so it is not trained again"))
+    else:
+        resolved, state = find_resume_state(str(folder), trust, accept_changes=False)
+        train(resolved, observer, stop=stop, resume=state)
+    return folder
+
+
+def _require_unchanged_rows(arms: Sequence[Recipe], observer: Observer) -> None:
+    """Check, before anything is trained, that finished runs were trained on the rows that are there now.
+
+    Raises:
+        DataError: The rows have changed, so a new run can't be compared with the finished one.
+    """
+    finished = [folder for folder, status in map(_find_same, arms) if folder is not None and status == "finished"]
+    if not finished:
+        return
+    from neftcli.data.mixture import read_examples
+    from neftcli.data.prepare import data_fingerprint
+
+    observer.notify(Phase(PhaseId.READING_DATA))
+    data = arms[0].data
+    examples = read_examples(data)
+    now = data_fingerprint(examples.train, examples.held_out)
+    problems = []
+    for folder in finished:
+        before = RunDirectory(folder).record().get("data_sha256")
+        if before != now:
+            message = f"{data.source_name()}: the rows have changed since {folder} was trained; both runs need the same"
+            received = f"data_sha256 {now[:20]} ({folder.name}: {str(before)[:20]})"
+            problems.append(Problem(message, received, "--name NAME    trains both runs in new folders"))
+    if problems:
+        raise DataError(*problems)
+
+
+@contextmanager
+def _own_tracker_run(recipe: Recipe, observer: Observer) -> Iterator[None]:
+    """Leave out the variables that name a tracker's run while the baseline is trained: they are for the other run."""
+    names = [] if recipe.neftune.alpha else [TRACKERS[name].run_id_variable for name in recipe.training.report_to]
+    before = {name: os.environ.pop(name) for name in dict.fromkeys(names) if os.environ.get(name)}
+    for name in before:
+        observer.notify(Notice(f"{name} is for the run with noise; the baseline is reported as a run of its own"))
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _find_same(recipe: Recipe) -> tuple[Path | None, str]:
+    """Return the run of a recipe that is used or resumed, and its status; None if there is none."""
     for folder in RunDirectory.candidate_paths(recipe.output_folder(), recipe.run_name()):
         status = _status_of_same(folder, recipe)
         if not folder.exists():
             break
-        if status == "finished":
-            observer.notify(Notice(f"{folder} is a finished run of this recipe, so it is not trained again"))
-            return folder
-        if status in STOPPED or (status == "running" and not is_locked(folder / LOCK)):
-            resolved, state = find_resume_state(str(folder), trust, accept_changes=False)
-            train(resolved, observer, stop=stop, resume=state)
-            return folder
-    return Path(train(recipe, observer, stop=stop).run)
+        if status in ("finished", *STOPPED) or (status == "running" and not is_locked(folder / LOCK)):
+            return folder, status
+    return None, ""
 
 
 def _status_of_same(folder: Path, recipe: Recipe) -> str:

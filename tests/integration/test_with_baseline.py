@@ -9,6 +9,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,53 @@ def test_with_baseline_equals_three_commands(arguments: list[str], tmp_path: Pat
     assert [event["event"] for event in again if event["event"] == "training.finished"] == []
     assert again[-1]["comparisons"] == report["comparisons"]
     assert sum("is not trained again" in event.get("message", "") for event in again) == 2
+
+
+def test_with_baseline_rejects_changed_rows_before_training(
+    arguments: list[str], rows_file: Path, tmp_path: Path
+) -> None:
+    """A finished run is reused, so its rows are checked before its pair is trained, whichever of the two it is."""
+    rows = tmp_path / "mine.jsonl"
+    rows.write_bytes(rows_file.read_bytes())
+    arguments = [*arguments, "--dataset", str(rows), "--alpha"]
+    assert call_neft(*arguments, "0").code == 0
+    rows.write_text(rows.read_text().replace("Apple.", "Pear."))
+    result = call_neft(*arguments, "5", "--with-baseline")
+    assert result.code == 2
+    finished = tmp_path / "runs" / "tiny-a0-s0"
+    message = (
+        f"{rows}: the rows have changed since {finished} was trained; both runs need the same\n  got      data_sha"
+    )
+    assert message in result.err
+    assert "--name NAME    trains both runs in new folders" in result.err
+    assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["tiny-a0-s0"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
+def test_with_baseline_has_a_tracker_run_of_its_own(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the first run is finished already, so that the variable is still set."""
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
+    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    run_id = client.create_run(client.create_experiment("neft")).info.run_id
+    arguments = [*arguments, "--report-to", "mlflow"]
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    assert call_neft(*arguments).code == 0
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    result = call_neft(*arguments, "--with-baseline")
+    assert result.code == 0, result.err
+    assert "note: MLFLOW_RUN_ID is for the run with noise; the baseline is reported as a run of its own" in result.out
+    assert os.environ["MLFLOW_RUN_ID"] == run_id
+    ids = [
+        json.loads((tmp_path / "runs" / name / "run.json").read_text())["trackers"]["mlflow"]["id"]
+        for name in ("tiny-a5-s0", "tiny-a0-s0")
+    ]
+    assert ids[0] == run_id != ids[1]
 
 
 @pytest.mark.slow
