@@ -24,6 +24,7 @@ from neftcli.events import EvaluationReport, Notice, Observer, Phase, PhaseId, P
 from neftcli.models.validate import validate_model, validate_weight_files
 from neftcli.system.files import atomic_write, remove, remove_stale_files, require_no_link, require_no_links
 from neftcli.system.libraries import capture_library_output, prepare_libraries
+from neftcli.trackers.registry import TRACKERS
 from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def evaluate(request: EvalRequest, observer: Observer) -> EvaluationReport:
         except NeftError as error:  # the other results are reported all the same
             failure = error
         report = _write_report(request, results, judged, rows, folder, started)
+        _report_to_trackers(report, targets[0], observer)
     observer.notify(report)
     if failure is not None:
         raise failure
@@ -353,6 +355,25 @@ def _write_report(
     export = None if request.export is None else EXPORTS[request.export]
     reporting.write_report(report, results, judged, rows, folder, export=export)
     return report
+
+
+def _report_to_trackers(report: EvaluationReport, target: EvalTarget, observer: Observer) -> None:
+    """Report the verdict against a baseline to the trackers that the evaluated run was reported to."""
+    if target.run is None or not any(model.role == "baseline" for model in report.models):
+        return
+    record, evaluations = target.run.record(), target.run.evaluations()
+    if record["status"] != "finished" or not record.get("trackers"):
+        return
+    from neftcli.runs.tracking import tracked_run
+    from neftcli.trackers.verdicts import report_verdict, verdict_of_evaluation
+
+    step = evaluations[-1]["step"] if evaluations else 0
+    runs = []
+    for tracker, recorded in record["trackers"].items():
+        never_started = recorded["problem"] and recorded["id"] is None
+        if tracker in TRACKERS and not never_started:
+            runs.append((tracker, tracked_run(target.run.path, recorded, step)))
+    report_verdict(verdict_of_evaluation(report), runs, observer)
 
 
 @contextmanager

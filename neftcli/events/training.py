@@ -209,7 +209,7 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class TrackerOpened:
-    """The run is reported to an experiment tracker.
+    """The run, or the verdict of an evaluation or a sweep, is reported to an experiment tracker.
 
     Attributes:
         tracker: Id of the tracker, as in training.report_to.

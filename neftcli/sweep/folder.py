@@ -26,6 +26,7 @@ SAME_COMMAND = "run the same command again"
 START = "neft sweep-alpha --recipe quickstart    starts one"
 PLOTS = "plots"
 SWEEP = "sweep.json"
+WORKERS_LOG = "workers.log"
 BEST, NEW_BEST = "best", ".best"
 """The only links of a sweep, to its recommended run: replaced and never followed."""
 FIXABLE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR)

@@ -15,7 +15,7 @@ from neftcli.events import Notice, Observer, SweepReport, SweepStarted
 from neftcli.recipe.loading import resolve_recipe
 from neftcli.runs.directory import CELLS, remove_incomplete_runs
 from neftcli.sweep.cell_runs import CellRuns, report_left_out
-from neftcli.sweep.folder import explain_interruption, lock_sweep, require_unlocked, write_recipe
+from neftcli.sweep.folder import WORKERS_LOG, explain_interruption, lock_sweep, require_unlocked, write_recipe
 from neftcli.sweep.plan import plan_cells
 from neftcli.sweep.validate import (
     check_inputs,
@@ -114,6 +114,7 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
 
     from neftcli.sweep.reporter import RESUMES, SweepReporter
     from neftcli.sweep.scheduler import SweepScheduler
+    from neftcli.sweep.tracking import report_to_trackers
 
     resume_command = format_resume_command(folder, request, base)
     scheduler = SweepScheduler(cells, states, base.sweep, observer)
@@ -130,6 +131,8 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
             remove_incomplete_runs(folder / CELLS)
             scheduler.mark_not_needed()
             report = reporter.report(started)
+            if base.training.report_to and not report.unfinished:
+                report_to_trackers(report, base.training.report_to, observer)
         observer.notify(report)
         reporter.require_complete()
     return report
@@ -145,7 +148,7 @@ def _create_engine(request: SweepRequest, base: Recipe, folder: Path, cells: Seq
         return RayEngine(request.ray_address, base.sweep.retries, folder, inputs)
     from neftcli.sweep.engines.local_engine import LocalEngine, list_devices
 
-    return LocalEngine(list_devices(), base.sweep.retries, folder / "workers.log")
+    return LocalEngine(list_devices(), base.sweep.retries, folder / WORKERS_LOG)
 
 
 def _has_no_delta(base: Recipe) -> bool:

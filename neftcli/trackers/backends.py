@@ -15,7 +15,7 @@ import re
 import shlex
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ FRAGMENT_HEADER, BLOCK = 7, 2**15
 """Sizes of LevelDB's log format, in bytes."""
 MLFLOW_BATCH = 100
 MLFLOW_LONGEST = 500
+MLFLOW_LONGEST_TAG = 5000
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,13 @@ class Backend:
 
     def add_results(self, results: Mapping[str, float], step: int) -> None:
         """Add the final results."""
+
+    def add_verdict(self, sentences: Sequence[str], numbers: Mapping[str, float]) -> None:
+        """Add the verdict of a comparison, after `start` and without the callback: its sentences, and numbers by name.
+
+        Only called if the tracker's entry in the registry says so.
+        """
+        raise NotImplementedError
 
     def reported_steps(self) -> dict[str, int] | None:
         """Return the last step that an earlier process has reported, by kind of row; None if it can't be found out."""
@@ -154,6 +162,12 @@ class TensorBoard(Backend):
         for name, value in results.items():
             self._writer.add_scalar(f"final/{name}", value, step)
 
+    def add_verdict(self, sentences: Sequence[str], numbers: Mapping[str, float]) -> None:
+        """Add the sentences as text, and the numbers as scalars of the last step."""
+        self._writer.add_text("verdict", "\n\n".join(sentences), self.run.step)
+        for name, value in numbers.items():
+            self._writer.add_scalar(f"verdict/{name}", value, self.run.step)
+
     def reported_steps(self) -> dict[str, int]:
         """Return no step: what is reported again replaces what was purged."""
         return {}
@@ -209,6 +223,11 @@ class Wandb(Backend):
     def add_results(self, results: Mapping[str, float], step: int) -> None:
         """Add the results to the summary."""
         self._run.summary.update({f"final/{name}": value for name, value in results.items()})
+
+    def add_verdict(self, sentences: Sequence[str], numbers: Mapping[str, float]) -> None:
+        """Add sentences and numbers to the summary."""
+        values = {f"verdict/{name}": value for name, value in numbers.items()}
+        self._run.summary.update({**values, "verdict/text": "\n".join(sentences)})
 
     def reported_steps(self) -> dict[str, int]:
         """Return the last steps in the files of an offline run, or in the summary that the server has.
@@ -326,6 +345,13 @@ class MLflow(Backend):
         """Add the results as metrics."""
         self._mlflow.log_metrics({f"final/{name}": value for name, value in results.items()}, step=step)
 
+    def add_verdict(self, sentences: Sequence[str], numbers: Mapping[str, float]) -> None:
+        """Add the numbers as metrics, and the sentences as a tag and a file."""
+        text = "\n".join(sentences)
+        self._mlflow.log_metrics({f"verdict/{name}": value for name, value in numbers.items()}, step=self.run.step)
+        self._mlflow.set_tag("neft.verdict", text[:MLFLOW_LONGEST_TAG])
+        self._mlflow.log_text(text, "verdict.txt")
+
     def reported_steps(self) -> dict[str, int]:
         """Return the last steps in the store."""
         client = self._mlflow.MlflowClient()
@@ -416,6 +442,12 @@ class Trackio(Backend):
         """Add the results as a row of the last step."""
         final = {f"final/{name}": value for name, value in results.items()}
         self._trackio.log({**final, "train/global_step": step})
+
+    def add_verdict(self, sentences: Sequence[str], numbers: Mapping[str, float]) -> None:
+        """Add the numbers and the sentences as a row of the last step."""
+        values = {f"verdict/{name}": value for name, value in numbers.items()}
+        text = self._trackio.Markdown("\n\n".join(sentences))
+        self._trackio.log({**values, "verdict/text": text, "train/global_step": self.run.step})
 
     def reported_steps(self) -> dict[str, int] | None:
         """Return the last steps in the local database."""

@@ -8,14 +8,11 @@ are not reported again, and those that a kill has lost are reported from `metric
 from __future__ import annotations
 
 import copy
-import io
 import json
 import logging
-import os
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +24,11 @@ from neftcli.errors import InputError, Problem, first_line
 from neftcli.events import Evaluated, NoiseMeasured, Notice, Observer, RunFinished, StepLogged, TrackerOpened
 from neftcli.recipe.keys import keys
 from neftcli.recipe.loading import to_yaml, value_at
-from neftcli.runs.directory import CELLS, METRICS, RunDirectory, find_sweep
+from neftcli.runs.directory import METRICS, RunDirectory
 from neftcli.runs.schemas import MetricsLine, read_jsonl
-from neftcli.system.network import redact_password
-from neftcli.trackers.backends import HELD_OUT_LOSS, Backend, TrackedRun
+from neftcli.runs.tracking import sweep_of, tracked_run
+from neftcli.trackers.backends import HELD_OUT_LOSS, Backend
+from neftcli.trackers.isolation import describe_failure, redact, without_output
 from neftcli.trackers.registry import TRACKERS, Tracker
 
 if TYPE_CHECKING:
@@ -39,11 +37,6 @@ if TYPE_CHECKING:
     from neftcli.training.resume import ResumeState
     from neftcli.training.trainer import NeftTrainer
 
-SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|PASSWORD|SECRET)$")
-"""Names of environment variables whose values appear in no message."""
-SHORTEST_SECRET = 6
-TRACKERS_FOLDER = "trackers"
-HIDDEN = "***"
 PROBE_LOSS = "eval_train_loss_noise_off"
 REPORTED_AGAIN = ("loss", "learning_rate", "grad_norm", "epoch", "held_out_loss", "train_loss")
 """Values of `metrics.jsonl` that are reported again after a kill."""
@@ -100,8 +93,7 @@ class Reporter(TrainerCallback):
         self._pending: list[Evaluated | NoiseMeasured] = []
         self._trainer: NeftTrainer | None = None
         self._step = resume.step if resume else 0
-        is_cell = directory.path.parent.name == CELLS and find_sweep(str(directory.path.parent.parent)) is not None
-        sweep = directory.path.parent.parent if is_cell else None
+        is_cell = sweep_of(directory.path) is not None
         earlier = record.fields["trackers"]
         logged = _logged_rows(directory)
         for tracker_id in dict.fromkeys(recipe.training.report_to):
@@ -109,19 +101,12 @@ class Reporter(TrainerCallback):
             if switch := tracker.switch():
                 observer.notify(Notice(f"nothing is reported to {tracker.name}: {switch} switches it off"))
                 continue
-            run = TrackedRun(
-                name=directory.path.name,
-                store=(sweep or directory.path) / TRACKERS_FOLDER,
-                group=sweep.name if sweep else None,
-                id=earlier.get(tracker_id, {}).get("id"),
-                step=self._step,
-                resumes=tracker_id in earlier,
-            )
+            run = tracked_run(directory.path, earlier.get(tracker_id), self._step)
             problem = earlier.get(tracker_id, {}).get("problem", "")
             connection = _Connection(tracker, tracker.backend(run), problem=problem)
             self._connections.append(connection)
             is_mixed = resume is not None and bool(resume.changes)  # its rows differ from those that were reported
-            self._start(connection, logged, is_mixed=is_mixed, must_start=resume is None and sweep is None)
+            self._start(connection, logged, is_mixed=is_mixed, must_start=resume is None and not is_cell)
 
     def _start(
         self, connection: _Connection, logged: Sequence[dict[str, Any]], *, is_mixed: bool, must_start: bool
@@ -267,10 +252,10 @@ class Reporter(TrainerCallback):
         if connection.is_over:
             return
         try:
-            with _preserved_random_state(), _without_output():
+            with _preserved_random_state(), without_output():
                 action()
         except Exception as error:
-            connection.is_over, connection.problem = True, redact(f"{type(error).__name__}: {first_line(error)}")
+            connection.is_over, connection.problem = True, describe_failure(error)
             logger.warning("%s failed: %s", connection.tracker.id, connection.problem)
             _end_quietly(connection)
             if outlook:
@@ -288,18 +273,10 @@ def _end_quietly(connection: _Connection) -> None:
     """End the run of a tracker after a failure, so that the next run of this process can start its own."""
     connection.is_over = True
     try:
-        with _preserved_random_state(), _without_output():
+        with _preserved_random_state(), without_output():
             connection.backend.finish("failed")
     except Exception as error:
         logger.warning("%s was not ended: %s", connection.tracker.id, redact(first_line(error)))
-
-
-def redact(text: str) -> str:
-    """Return a text without the values of secret environment variables and without passwords in URLs."""
-    for name, value in os.environ.items():
-        if SECRET_VARIABLE.search(name) and len(value) >= SHORTEST_SECRET:
-            text = text.replace(value, HIDDEN)
-    return " ".join(redact_password(word) for word in text.split(" "))
 
 
 def _final_values(results: RunFinished) -> dict[str, float | None]:
@@ -338,11 +315,3 @@ def _preserved_random_state() -> Iterator[None]:
         random.setstate(of_python)
         np.random.set_state(of_numpy)
         torch.set_rng_state(of_torch)
-
-
-@contextmanager
-def _without_output() -> Iterator[None]:
-    """Drop what trackers print within the block: stdout is the display's, or JSON."""
-    dropped = io.StringIO()
-    with redirect_stdout(dropped), redirect_stderr(dropped):
-        yield

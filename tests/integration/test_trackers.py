@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import pytest
 
 from neftcli.trackers.backends import TensorBoard, read_wandb_records
-from tests.conftest import Result, events, neft_process
+from tests.conftest import Result, events, neft_process, quick_arguments
 from tests.killed_runs import SETTINGS, Killer, run_result, run_training
 
 Neft = Callable[..., Result]
@@ -250,6 +250,139 @@ def test_tracker_of_a_sweep(tiny_folder: Callable[[str], Path], rows_file: Path,
     assert {path.name for path in folder.iterdir()} == {"run-a0-s0", "run-a5-s0"}
     for path in folder.iterdir():
         assert tensorboard_rows(path) == tuple(close(logged(tmp_path / "run-sweep" / "cells" / path.name)))
+
+
+def tensorboard_verdict(store: Path, name: str) -> tuple[dict[str, float], str]:
+    """Read the numbers and the text of a verdict that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = store / "tensorboard" / name
+    shown = EventAccumulator(str(folder if folder.is_dir() else folder.parent))
+    shown.Reload()
+    tags = [tag for tag in shown.Tags()["scalars"] if tag.startswith("verdict/")]
+    *_, text = [event.tensor_proto.string_val[0].decode() for event in shown.Tensors("verdict/text_summary")]
+    values = {tag: [event.value for event in shown.Scalars(tag)] for tag in tags}  # a tag may be purged
+    return {tag: numbers[-1] for tag, numbers in values.items() if numbers}, text
+
+
+def mlflow_verdict(store: Path, name: str) -> tuple[dict[str, float], str]:
+    """Read the numbers and the text of a verdict in a file store."""
+    import mlflow
+
+    os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+    client = mlflow.MlflowClient((store / "mlflow").absolute().as_uri())
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    [run] = [run for run in runs if run.info.run_name == name]
+    assert run.info.status == "FINISHED"
+    numbers = {key: value for key, value in run.data.metrics.items() if key.startswith("verdict/")}
+    return numbers, run.data.tags["neft.verdict"]
+
+
+def wandb_verdict(store: Path, name: str) -> tuple[dict[str, float], str]:
+    """Read the numbers and the text of a verdict in the summary of an offline run, whose parts share an id."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    summary: dict[str, Any] = {}
+    names: dict[str, set[str]] = {}
+    for file in sorted(store.glob("wandb/offline-run-*/*.wandb")):
+        for content in read_wandb_records(file.read_bytes()):
+            record = Record.FromString(content)
+            if record.run.run_id:
+                names.setdefault(record.run.display_name, set()).add(record.run.run_id)
+                is_wanted = record.run.display_name == name
+            for item in record.summary.update:
+                key = item.key or "/".join(item.nested_key)
+                if is_wanted and key.startswith("verdict/"):
+                    summary[key] = json.loads(item.value_json)
+    assert len(names[name]) == 1
+    return summary, summary.pop("verdict/text")
+
+
+def trackio_verdict(store: Path, name: str) -> tuple[dict[str, float], str]:
+    """Read the numbers and the text of a verdict in a local database."""
+    import sqlite3
+
+    with sqlite3.connect(store / "trackio" / "neft.db") as database:
+        query = "SELECT metrics FROM metrics WHERE run_name = ? ORDER BY step"
+        rows = [json.loads(metrics) for (metrics,) in database.execute(query, (name,))]
+    *_, row = [row for row in rows if "verdict/text" in row]
+    numbers = {key: value for key, value in row.items() if key.startswith("verdict/") and key != "verdict/text"}
+    return numbers, row["verdict/text"]["_value"]
+
+
+VERDICT_READERS = {
+    "tensorboard": tensorboard_verdict,
+    "mlflow": mlflow_verdict,
+    "wandb": wandb_verdict,
+    "trackio": trackio_verdict,
+}
+
+
+def numbers_of(comparison: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the numbers of a comparison as trackers get them."""
+    names = {"difference": "difference", "low": "ci_low", "high": "ci_high", "p_adjusted": "p"}
+    values = {f"verdict/{prefix}/{name}": comparison[key] for key, name in names.items()}
+    return {name: pytest.approx(value, rel=1e-6) for name, value in values.items() if value is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", [pytest.param(tracker, marks=needs(tracker)) for tracker in READERS])
+def test_tracker_of_a_verdict(
+    tracker: str, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has the verdict of --with-baseline, beside its rows; a second evaluation replaces it."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    arguments = quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
+    result = neft_process(*arguments, "--with-baseline", "--report-to", tracker, "--json")
+    assert result.code == 0, result.err
+    run = tmp_path / "runs" / "tiny-a5-s0"
+    for _ in range(2):
+        report = events(result.out)[-1]
+        numbers, text = VERDICT_READERS[tracker](run / "trackers", run.name)
+        expected: dict[str, Any] = {}
+        for comparison in report["comparisons"]:
+            if comparison["against"] == "baseline":
+                expected |= numbers_of(comparison, comparison["metric"])
+        assert numbers == expected
+        assert [line for line in text.splitlines() if line] == [*report["conclusion"], report["scope"]]
+        baseline = tmp_path / "runs" / "tiny-a0-s0"
+        result = neft_process("eval", str(run), "--baseline", str(baseline), "--max-rows", "10", "--json")
+        assert result.code == 0, result.err
+        opened = [event["tracker"] for event in events(result.out) if event["event"] == "tracker.opened"]
+        assert opened == [tracker]
+    if tracker != "mlflow":  # its reader expects one run only
+        assert READERS[tracker](run) == tuple(close(logged(run)))
+    alone = neft_process("eval", str(run), "--no-answers", "--json")
+    assert not [event for event in events(alone.out) if event["event"] == "tracker.opened"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", [pytest.param(tracker, marks=needs(tracker)) for tracker in READERS])
+def test_tracker_of_a_sweeps_verdict(
+    tracker: str, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a run of its own in the sweep's group, which the same sweep updates."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = {**SETTINGS, "data.held_out_rows": 8, "evaluation.samples": 0, "sweep.answers": "false"}
+    settings |= {"model.name": tiny_folder("llama"), "data.source": rows_file, "output_dir": tmp_path}
+    settings |= {"data.max_rows": 60, "training.max_steps": 2, "sweep.alphas": "[0, 5]", "sweep.seeds": 1}
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    sweep = tmp_path / "run-sweep"
+    for command in (
+        ("sweep-alpha", *sets, "--report-to", tracker),
+        ("sweep-alpha", str(sweep), "--metric", "token_accuracy"),
+    ):
+        result = neft_process(*command, "--json")
+        assert result.code == 0, result.err
+        report = events(result.out)[-1]
+        numbers, text = VERDICT_READERS[tracker](sweep / "trackers", "run-sweep-verdict")
+        [arm] = [arm for arm in report["arms"] if arm["comparisons"]]
+        [comparison] = arm["comparisons"]
+        expected = numbers_of(comparison, f"alpha_5/{report['metrics'][0]}")
+        assert expected.items() <= numbers.items()
+        assert [line for line in text.splitlines() if line] == [*report["conclusion"], report["scope"]]
+    ids = json.loads((sweep / "trackers" / "verdict.json").read_text())
+    assert list(ids) == [tracker]
 
 
 def python(script: str, *arguments: object, cwd: Path, **environment: str) -> Any:

@@ -24,6 +24,7 @@ from neftcli.events import CellStarted, CellStatus, Notice
 from neftcli.runs.directory import CELLS
 from neftcli.sweep.engines.engine import CellOutcome, OnEvent, OnOutcome
 from neftcli.sweep.engines.ray_task import RAY_TIMEOUT, SHARE_HINT, CellTask, Mailbox, check_folder, run_task
+from neftcli.sweep.folder import WORKERS_LOG
 from neftcli.system.files import atomic_write, open_without_links, remove
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class RayEngine:
             self._temporary = temporary.pop_all()
         self._ray, self._retries, self._folder, self._stopping = ray, retries, folder, False
         self._inputs = tuple(path.absolute() for path in inputs)
-        self._restore_output = _redirect_worker_logs(folder / "workers.log")
+        self._restore_output = _redirect_worker_logs(folder / WORKERS_LOG)
         self._probe: Path | None = None
         try:
             self._prepare()

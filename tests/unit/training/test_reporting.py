@@ -13,8 +13,9 @@ import pytest
 from neftcli.errors import InputError
 from neftcli.events import Evaluated, Event, Notice
 from neftcli.trackers.backends import Backend
+from neftcli.trackers.isolation import redact
 from neftcli.trackers.registry import TRACKERS, Tracker
-from neftcli.training.reporting import Reporter, redact
+from neftcli.training.reporting import Reporter
 
 PROBLEM = "OSError: no such server"
 
