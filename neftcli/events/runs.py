@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -138,6 +138,8 @@ class RunDetails:
         paired_run: The run that differs only in its noise; None for an unfinished run and for a sweep.
         is_compared: True if `neft eval` has compared the two.
         trust_remote_code: True if its recipe lets the model run code of its own, which resuming has to repeat.
+        base_answer_metrics: Metrics of answers before training, by id, as in evaluation.during.
+        answer_metrics: The same of the tuned model; empty if none were measured.
     """
 
     id: ClassVar[str] = "runs.shown"
@@ -158,6 +160,8 @@ class RunDetails:
     paired_run: PairedRun | None
     is_compared: bool
     trust_remote_code: bool
+    base_answer_metrics: dict[str, float | None] = field(default_factory=dict)
+    answer_metrics: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

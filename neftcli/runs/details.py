@@ -70,6 +70,8 @@ def read_details(name: str, parent: Path) -> RunDetails:
         paired_run=paired,
         is_compared=paired is not None and bool(_find_verdict([folder, Path(paired.run)])[0]),
         trust_remote_code=recipe is not None and recipe.model.trust_remote_code,
+        base_answer_metrics=results.get("base_answer_metrics", {}),
+        answer_metrics=results.get("answer_metrics", {}),
     )
 
 

@@ -546,18 +546,26 @@ SAMPLES_NOTE = "A lower loss does not make every answer better, least of all aft
 
 def loss_rows(event: events.RunFinished) -> list[tuple[str, str, str, str]]:
     """Return the losses of a run and its metrics of answers: name, base, tuned, difference."""
-    rows = [
+    losses = [
         (name, loss(before), loss(after), difference(before, after))
         for name, before, after in (
             ("held-out loss", event.base_held_out_loss, event.held_out_loss),
             ("training loss, no noise", event.base_train_loss, event.train_loss),
         )
     ]
-    for metric, after in event.answer_metrics.items():
-        before = event.base_answer_metrics.get(metric)
+    return losses + answer_metric_rows(event.base_answer_metrics, event.answer_metrics)
+
+
+def answer_metric_rows(
+    base_values: Mapping[str, float | None], values: Mapping[str, float | None]
+) -> list[tuple[str, str, str, str]]:
+    """Return metrics of answers before and after training: name, base, tuned, difference."""
+    rows = []
+    for metric, after in values.items():
+        before = base_values.get(metric)
         change = None if before is None or after is None else after - before
-        values = [number_format.table_number(metric, value) for value in (before, after)]
-        rows.append((label(metric), *values, number_format.table_number(metric, change, signed=True)))
+        base, tuned = number_format.table_number(metric, before), number_format.table_number(metric, after)
+        rows.append((label(metric), base, tuned, number_format.table_number(metric, change, signed=True)))
     return rows
 
 

@@ -147,17 +147,18 @@ def checkpoint_text(details: events.RunDetails) -> str:
 
 
 def loss_table_rows(details: events.RunDetails) -> list[tuple[str, str, str, str]]:
-    """Return the losses of a run before and after training, with their difference; none if nothing was measured."""
+    """Return losses and metrics of answers before and after training, and differences; none if nothing was measured."""
     run = details.summary
     losses = [
         ("held-out loss", run.base_held_out_loss, run.held_out_loss),
         ("training loss, no noise", details.base_train_loss, details.train_loss),
     ]
-    return [
+    rows = [
         (name, format.loss(base), format.loss(tuned), format.difference(base, tuned))
         for name, base, tuned in losses
         if base is not None or tuned is not None
     ]
+    return rows + format.answer_metric_rows(details.base_answer_metrics, details.answer_metrics)
 
 
 def format_option(value: object) -> str:
