@@ -277,10 +277,13 @@ class MLflow(Backend):
         self.location = redact_password(uri)
         self.view = f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {shlex.quote(uri)}" if is_local else ""
         self._set_experiment(self.run.group or os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT)
-        # The callback would start a second run by these. The id is for one run, as in MLflow, so it is not restored.
-        of_environment = os.environ.pop("MLFLOW_RUN_ID", None)
-        self.set_variable("MLFLOW_NESTED_RUN", None)
+        of_environment = os.environ.get("MLFLOW_RUN_ID") or None
         wanted = self.id or (None if self.run.group else of_environment)
+        # The callback would start a second run by these. As in MLflow, an id is for one run, so it is not restored.
+        if wanted == of_environment:
+            os.environ.pop("MLFLOW_RUN_ID", None)
+        self.set_variable("MLFLOW_RUN_ID", None)
+        self.set_variable("MLFLOW_NESTED_RUN", None)
         resumed = wanted is not None and self._resume(wanted)
         if not resumed:
             mlflow.start_run(run_name=self.run.name, tags={"neft.group": self.run.group or ""})

@@ -239,7 +239,7 @@ def test_tracker_of_a_stopped_run(
 @pytest.mark.slow
 @needs("tensorboard")
 def test_tracker_of_a_sweep(tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path) -> None:
-    """Each cell has a sub-folder in the sweep's folder."""
+    """Each cell has a sub-folder in the sweep's folder, and so has the verdict."""
     settings = {**SETTINGS, "data.held_out_rows": 8, "evaluation.samples": 0, "sweep.answers": "false"}
     settings |= {"model.name": tiny_folder("llama"), "data.source": rows_file, "output_dir": tmp_path}
     settings |= {"data.max_rows": 60, "training.max_steps": 2, "sweep.alphas": "[0, 5]", "sweep.seeds": 1}
@@ -247,8 +247,9 @@ def test_tracker_of_a_sweep(tiny_folder: Callable[[str], Path], rows_file: Path,
     said = neft_process("sweep-alpha", *sets, "--report-to", "tensorboard")
     assert said.code == 0, said.err
     folder = tmp_path / "run-sweep" / "trackers" / "tensorboard"
-    assert {path.name for path in folder.iterdir()} == {"run-a0-s0", "run-a5-s0"}
-    for path in folder.iterdir():
+    cells = {"run-a0-s0", "run-a5-s0"}
+    assert {path.name for path in folder.iterdir()} == {*cells, "run-sweep-verdict"}
+    for path in map(folder.joinpath, cells):
         assert tensorboard_rows(path) == tuple(close(logged(tmp_path / "run-sweep" / "cells" / path.name)))
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neftcli.trackers.backends import Backend, TensorBoard, TrackedRun, read_wandb_records, remove_links
+from neftcli.trackers.backends import Backend, MLflow, TensorBoard, TrackedRun, read_wandb_records, remove_links
 
 BLOCK, HEADER = 2**15, 7
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -50,6 +50,27 @@ def test_read_wandb_records_of_a_killed_process() -> None:
     content = write_records([b"complete", b"incomplete"])
     assert list(read_wandb_records(content[:-3])) == [b"complete"]
     assert list(read_wandb_records(b"")) == []
+
+
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
+@pytest.mark.parametrize(("own_id", "is_left"), [(None, False), ("given", False), ("other", True)])
+def test_mlflow_id_of_the_environment_is_for_one_run(
+    own_id: str | None, is_left: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is gone after the run that it names, and left after a run that has a different id."""
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    client = mlflow.MlflowClient((tmp_path / "mlflow").as_uri())
+    experiment = client.create_experiment("neft")
+    ids = {name: client.create_run(experiment).info.run_id for name in ("given", "other")}
+    monkeypatch.setenv("MLFLOW_RUN_ID", ids["given"])
+    backend = MLflow(TrackedRun("run", tmp_path, id=ids[own_id] if own_id else None))
+    backend.start()
+    assert "MLFLOW_RUN_ID" not in os.environ
+    backend.finish("finished")
+    assert backend.id == ids[own_id or "given"]
+    assert ("MLFLOW_RUN_ID" in os.environ) is is_left
 
 
 def test_backend_restores_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
