@@ -87,6 +87,9 @@ def test_step_times_parts() -> None:
     assert TIMES.parts(recipe_of()) == {"training": 40, "losses": (2 * 24 + 20) * 0.5, "answers": 4 * batch}
     assert TIMES.parts(recipe_of(), is_trained=True) == {"training": 0, "losses": 10, "answers": 3 * batch}
     assert TIMES.parts(recipe_of(answers=False)) == TIMES.parts(recipe_of()) | {"answers": batch}
+    during = replace(recipe_of(), evaluation=replace(recipe_of().evaluation, during=("rouge_l",), during_rows=9))
+    assert TIMES.parts(during) == TIMES.parts(recipe_of()) | {"answers": (4 + 2 * 2) * batch}
+    assert TIMES.parts(during, is_trained=True) == TIMES.parts(recipe_of(), is_trained=True)
 
 
 def test_timing_key_ignores_options_that_take_no_time() -> None:
