@@ -10,30 +10,42 @@ axolotl's own `neftune_noise_alpha` scales the noise by the padded length, and m
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from axolotl.integrations.base import BasePlugin
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from neftcli.neftune.callback import NeftuneCallback
-from neftcli.neftune.noise import NoiseKind, Schedule
+from neftcli.neftune.noise import Schedule
 
 
 class NeftuneOptions(BaseModel):
-    """Values of `neftune` in axolotl's configuration; they are those of `NeftuneCallback`."""
+    """Values of `neftune` in axolotl's configuration: those of `NeftuneCallback`, without symmetric noise."""
 
     model_config = ConfigDict(extra="forbid")
 
-    alpha: float = 5.0
-    noise: NoiseKind = "uniform"
-    length: str = "tokens"
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    noise: Literal["uniform", "gaussian"] = "uniform"
+    length: Literal["tokens", "padded"] = "tokens"
     schedule: Schedule = "constant"
 
 
 class NeftuneArgs(BaseModel):
     """Options that the plugin adds to axolotl's configuration."""
 
-    neftune: NeftuneOptions = Field(default_factory=NeftuneOptions)
+    neftune: NeftuneOptions = NeftuneOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def reject_second_noise(cls, data: Any) -> Any:
+        """Check that axolotl adds no noise of its own.
+
+        Raises:
+            ValueError: It would.
+        """
+        if data.get("neftune_noise_alpha") is not None:
+            raise ValueError("neftune_noise_alpha and NeftunePlugin both add noise: leave neftune_noise_alpha out")
+        return data
 
 
 class NeftunePlugin(BasePlugin):  # type: ignore[misc] # axolotl has no types here

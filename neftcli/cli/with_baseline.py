@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neftcli.cli.display import choose_display
-from neftcli.errors import DataError, InputError, Problem
-from neftcli.events import Notice, Phase, PhaseId, RunFinished
+from neftcli.errors import InputError, Problem
+from neftcli.events import Notice, RunFinished
 from neftcli.recipe.loading import recipe_fingerprint
 from neftcli.recipe.trust import TRUST
 from neftcli.runs.directory import LOCK, STOPPED, RunDirectory, find_run
@@ -56,6 +56,7 @@ def train_with_baseline(
             since one of the runs was trained.
     """
     from neftcli.evaluation.evaluate import EvalRequest, evaluate
+    from neftcli.training.inputs import require_unchanged_rows
 
     _require_comparable(recipe)
     trust = [{TRUST: layer[TRUST]} for layer in layers if TRUST in layer]
@@ -65,7 +66,9 @@ def train_with_baseline(
         stop.handle_signals(requeue_signal),
         stop.interruptible(),
     ):
-        _require_unchanged_rows(arms, display)
+        finished = [folder for folder, status in map(_find_same, arms) if folder is not None and status == "finished"]
+        if finished:
+            require_unchanged_rows(recipe, finished, display)
     runs = []
     for arm in arms:
         with (
@@ -125,33 +128,6 @@ def _train_once(recipe: Recipe, trust: Sequence[Layer], observer: Observer, stop
         resolved, state = find_resume_state(str(folder), trust, accept_changes=False)
         train(resolved, observer, stop=stop, resume=state)
     return folder
-
-
-def _require_unchanged_rows(arms: Sequence[Recipe], observer: Observer) -> None:
-    """Check, before anything is trained, that finished runs were trained on the rows that are there now.
-
-    Raises:
-        DataError: The rows have changed, so a new run can't be compared with the finished one.
-    """
-    finished = [folder for folder, status in map(_find_same, arms) if folder is not None and status == "finished"]
-    if not finished:
-        return
-    from neftcli.data.mixture import read_examples
-    from neftcli.data.prepare import data_fingerprint
-
-    observer.notify(Phase(PhaseId.READING_DATA))
-    data = arms[0].data
-    examples = read_examples(data)
-    now = data_fingerprint(examples.train, examples.held_out)
-    problems = []
-    for folder in finished:
-        before = RunDirectory(folder).record().get("data_sha256")
-        if before != now:
-            message = f"{data.source_name()}: the rows have changed since {folder} was trained; both runs need the same"
-            received = f"data_sha256 {now[:20]} ({folder.name}: {str(before)[:20]})"
-            problems.append(Problem(message, received, "--name NAME    trains both runs in new folders"))
-    if problems:
-        raise DataError(*problems)
 
 
 @contextmanager

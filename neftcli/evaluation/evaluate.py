@@ -24,7 +24,6 @@ from neftcli.events import EvaluationReport, Notice, Observer, Phase, PhaseId, P
 from neftcli.models.validate import validate_model, validate_weight_files
 from neftcli.system.files import atomic_write, remove, remove_stale_files, require_no_link, require_no_links
 from neftcli.system.libraries import capture_library_output, prepare_libraries
-from neftcli.trackers.registry import TRACKERS
 from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
@@ -104,8 +103,9 @@ def evaluate(request: EvalRequest, observer: Observer) -> EvaluationReport:
         except NeftError as error:  # the other results are reported all the same
             failure = error
         report = _write_report(request, results, judged, rows, folder, started)
-        _report_to_trackers(report, targets[0], observer)
     observer.notify(report)
+    with capture_library_output(folder / LOG):
+        _report_to_trackers(report, targets[0], observer)
     if failure is not None:
         raise failure
     return report
@@ -358,7 +358,7 @@ def _write_report(
 
 
 def _report_to_trackers(report: EvaluationReport, target: EvalTarget, observer: Observer) -> None:
-    """Report the verdict against a baseline to the trackers that the evaluated run was reported to."""
+    """Report the verdict against a baseline to the trackers of the recipe that the evaluated run was reported to."""
     if target.run is None or not any(model.role == "baseline" for model in report.models):
         return
     record, evaluations = target.run.record(), target.run.evaluations()
@@ -369,10 +369,10 @@ def _report_to_trackers(report: EvaluationReport, target: EvalTarget, observer: 
 
     step = evaluations[-1]["step"] if evaluations else 0
     runs = []
-    for tracker, recorded in record["trackers"].items():
-        never_started = recorded["problem"] and recorded["id"] is None
-        if tracker in TRACKERS and not never_started:
-            runs.append((tracker, tracked_run(target.run.path, recorded, step)))
+    for tracker in dict.fromkeys(target.saved_recipe().training.report_to):
+        recorded = record["trackers"].get(tracker)
+        if recorded and (recorded["id"] is not None or not recorded["problem"]):
+            runs.append((tracker, replace(tracked_run(target.run.path, recorded, step), purges=False)))
     report_verdict(verdict_of_evaluation(report), runs, observer)
 
 

@@ -224,8 +224,11 @@ def _merge_card(
         f"{recipe.neftune.alpha:g} ({recipe.method().describe()}) on {quote_markdown(recipe.data.source_name())}."
     )
     lines += ["", " ".join(_describe_merge(target, tuned, dtype)), ""]
+    run_s = "the run's"
+    if recipe.quantization.type == "int8":
+        run_s = "those of the adapter on dequantised weights (the run's 8-bit layers round their inputs as well)"
     lines += [
-        f"Its logits differ from the run's by at most {comparison.difference:.2g} (largest logit "
+        f"Its logits differ from {run_s} by at most {comparison.difference:.2g} (largest logit "
         f"{comparison.largest:.3g}, {comparison.tokens} tokens, computed in float32). Both predict the same "
         f"token after {comparison.same_token} of {comparison.tokens}.",
         "",

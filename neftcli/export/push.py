@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from neftcli.runs.directory import RunDirectory
 
 LOGIN = f"hf auth login, or HF_TOKEN=... with a token from {HUB}/settings/tokens that can write"
+MAX_NAME = 96
+"""Characters of a repository's name on the hub."""
 GIT_FILE = ".gitattributes"
 """The only file of a new repository."""
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, SERVER_ERROR = 401, 403, 404, 500
@@ -133,11 +135,12 @@ def _require_repository_name(run: str, repository: str, *, dry_run: bool) -> Non
             return
         reason = "the owner is missing"
     except HFValidationError:
-        reason = "letters, digits and - _ . without -- or .. and at most 96 characters"
+        reason = f"letters, digits and - _ . without -- or .., not ending in .git, {MAX_NAME} characters at most"
     *owners, name = [
         re.sub(r"[^\w.-]+|-{2,}|\.{2,}", "-", part, flags=re.ASCII).strip("-.")
-        for part in repository.rstrip("/").split("/")
+        for part in repository.rstrip("/").removesuffix(".git").split("/")
     ]
+    name = name[:MAX_NAME].rstrip("-.")
     example = f"neft push {shlex.quote(run)} {(owners or [''])[-1] or 'YOUR_NAME'}/{name or Path(run).name}"
     example += " --dry-run" if dry_run else ""
     raise InputError(Problem(f"a repository is owner/name: {reason}", repository or "an empty name", example))

@@ -39,7 +39,7 @@ from neftcli.events import (
 from neftcli.inference.reasoning import add_opening_marker, begins_with_reasoning
 from neftcli.inference.setup import MODEL_OPTIONS, check_targets, resolve_answering_target
 from neftcli.rows.example import Example, Turn
-from neftcli.runs.directory import RECORD, format_json_line
+from neftcli.runs.directory import RECIPE, RECORD, format_json_line
 from neftcli.runs.schemas import RecordedCount, parse_json
 from neftcli.system.files import (
     atomic_write,
@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 
 ROW_OPTIONS = (*MODEL_OPTIONS, "data.config", "data.columns", "data.sample_by", "data.streaming")
 """Recipe options that `neft answer` uses."""
+RUN_FILES = (RECORD, RECIPE)
+"""Files by which a folder is known to be a run."""
 PARTIAL, SETTINGS, LOCK = ".partial", ".settings.json", ".lock"
 """Endings of the files next to the answers."""
 MAX_CHANGES = 5
@@ -151,10 +153,11 @@ class AnswerFiles:
             raise InputError(Problem("--out: the folder does not exist", str(out.parent), hint))
         if out.exists() and out.resolve() == expand_home(dataset).resolve():
             raise InputError(Problem("--out would replace the questions", str(out), "--out answers.jsonl"))
-        run = next((folder for folder in out.resolve().parents if (folder / RECORD).is_file()), None)
-        if run is not None:
+        inside = (folder for folder in out.resolve().parents if all((folder / name).is_file() for name in RUN_FILES))
+        if (run := next(inside, None)) is not None:
             message = f"--out: {out} is inside the run {run.name}, whose files only `neft train` and `neft eval` write"
-            raise InputError(Problem(message, hint="--out answers.jsonl"))
+            hint = f"--out {shlex.quote(str(run.parent / out.name))}"
+            raise InputError(Problem(message, hint=hint))
         try:
             require_short_name(out, temporary_name(self.settings.name))
         except OSError as error:

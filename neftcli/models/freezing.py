@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 def find_frozen_weights(model: Any, names: Sequence[str]) -> list[Any]:
     """List the weights of the layers whose dotted path ends with the parts of a name, each weight once."""
-    found: dict[int, Any] = {}
+    weights: dict[int, Any] = {}
     for name in names:
         for module in match_target_modules(model, name):
-            found |= {id(weight): weight for weight in module.parameters()}
-    return list(found.values())
+            weights |= {id(weight): weight for weight in module.parameters()}
+    return list(weights.values())
 
 
 def freeze_layers(model: Any, names: Sequence[str]) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from neftcli.errors import ModelError, Problem, RecipeError
-from neftcli.models.adapters import match_modules_to_save, match_target_modules
-from neftcli.models.freezing import find_frozen_weights
+from neftcli.models.adapters import match_modules_to_save, match_target_modules, validate_adapter
+from neftcli.models.freezing import find_frozen_weights, validate_freeze
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,8 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Non
     known = tokenizer.get_vocab()
     if existing := [token for token in tokens if token in known]:
         message = "model.new_tokens: the tokenizer already has this token"
-        raise ModelError(*(Problem(message, token, "leave it out: it needs no new embedding") for token in existing))
+        hint = "leave it out; beside an adapter, adapter.modules_to_save=[embed_tokens,lm_head] trains all embeddings"
+        raise ModelError(*(Problem(message, token, hint) for token in existing))
     _add_missing(tokenizer, tokens)
 
 
@@ -103,6 +104,17 @@ def _are_tied(model: Any) -> bool:
     return head is not None and head.weight is model.get_input_embeddings().weight
 
 
+def validate_layers(model: Any, recipe: Recipe) -> None:
+    """Check the layers and tokens that a recipe names against a model, loaded or on the meta device.
+
+    Raises:
+        RecipeError: A layer is missing, can't be adapted or is frozen, or a new token would not be trained.
+    """
+    validate_adapter(model, recipe.adapter)
+    validate_freeze(model, recipe.training.freeze)
+    validate_new_tokens(model, recipe)
+
+
 def validate_new_tokens(model: Any, recipe: Recipe) -> None:
     """Check that the embeddings of new tokens are trained once.
 
@@ -133,6 +145,6 @@ def validate_new_tokens(model: Any, recipe: Recipe) -> None:
     if _are_tied(model):
         copied = [module for name in adapter.modules_to_save for module in match_modules_to_save(model, name)]
         if any(module is layer for module in copied for layer in layers.values()):
-            message = "model.new_tokens can't be combined with a copy of one of two layers that share a matrix"
+            message = "model.new_tokens and adapter.modules_to_save can't both name a tied embedding"
             got = f"adapter.modules_to_save {', '.join(adapter.modules_to_save)}"
             raise RecipeError(Problem(message, got, "leave the layer out; the new tokens are trained in both"))

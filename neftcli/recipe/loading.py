@@ -30,7 +30,7 @@ from neftcli.recipe.hints import (
 )
 from neftcli.recipe.keys import Key, format_value, keys
 from neftcli.recipe.relative_paths import OPTIONS, find_relative_paths, rewrite_layer, rewrite_value
-from neftcli.recipe.schema import Option, Recipe
+from neftcli.recipe.schema import MIN_SHARE, Option, Recipe
 from neftcli.recipe.yaml_file import Layer, Setting, read_layer, read_value
 
 SHOW_OPTIONS = "neft recipes show quickstart --all    to see every option with its default"
@@ -573,7 +573,8 @@ def _selection_problems(recipe: Recipe, where: Callable[[str], str]) -> list[Pro
         problems.append(Problem(message, f"evaluation.every {every:g}: only the last step", f"--set {EVERY}=0.1"))
     elif training.patience is not None and training.patience >= evaluations - 1:
         received = f"{training.patience} (evaluation.every {every:g} gives {evaluations} evaluations)"
-        enough = f"{1 / (2 * training.patience + 2):.2g}"
+        enough = 1 / (2 * training.patience + 2)
+        hint = f"--set {EVERY}={enough:.2g}" if enough >= MIN_SHARE else f"--patience 4 --set {EVERY}=0.1"
         message = f"{where('training.patience')}: with so few evaluations training.patience never stops the training"
-        problems.append(Problem(message, received, f"--set {EVERY}={enough}"))
+        problems.append(Problem(message, received, hint))
     return problems

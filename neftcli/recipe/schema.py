@@ -52,6 +52,8 @@ Positive = Annotated[float, Gt(0), Lt(float("inf"))]
 Fraction = Annotated[float, Ge(0), Le(1)]
 MAX_COUNT = 1_000_000_000
 """Limit of whole numbers: those of the libraries end at 2^63, some at 2^31."""
+MIN_SHARE = 0.0001
+"""Smallest share of a run between two evaluations."""
 Count = Annotated[int, Gt(0), Le(MAX_COUNT)]
 CountOrZero = Annotated[int, Ge(0), Le(MAX_COUNT)]
 Name = Annotated[str, MinLen(1)]
@@ -663,7 +665,7 @@ class Evaluation:
     """Measurements of training and of `neft eval`, always without noise."""
 
     every: Annotated[
-        Annotated[float, Ge(0.0001), Le(1)], Option("Share of the run between evaluations; 0.25 gives four")
+        Annotated[float, Ge(MIN_SHARE), Le(1)], Option("Share of the run between evaluations; 0.25 gives four")
     ] = 0.25
     probe_rows: Annotated[CountOrZero, Option("Training rows whose loss is measured without noise")] = 32
     samples: Annotated[CountOrZero, Option("Held-out prompts to answer before and after training", "--samples")] = 3
@@ -784,6 +786,12 @@ class Recipe:
         if self.adapter.type == "none":
             return Method("full")
         return Method({"nf4": "qlora", "int8": "lora_int8"}.get(self.quantization.type, "lora"), self.adapter.r)
+
+    def names_layers(self) -> bool:
+        """Return whether options name layers or tokens that the model may not have, or can't train."""
+        adapter = self.adapter
+        named = adapter.target_modules != "all-linear" or adapter.modules_to_save or adapter.uses_pissa()
+        return bool(self.training.freeze or self.model.new_tokens or (adapter.type == "lora" and named))
 
     def output_folder(self) -> Path:
         """Return the path of output_dir, with ~ expanded: shells leave it in --output-dir=~/runs."""

@@ -20,6 +20,7 @@ from neftcli.sweep.plan import plan_cells
 from neftcli.sweep.validate import (
     check_inputs,
     check_options,
+    require_layers,
     require_noise,
     require_same_sweep,
     require_unchanged_inputs,
@@ -96,6 +97,7 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
 
     no_futility = _has_no_delta(base)
     reference, examples, prepared = check_inputs(base, folder, observer)
+    require_layers(cells, reference)
     runs = CellRuns(folder / CELLS)
     require_unchanged_inputs(runs, cells, reference, prepared)
     states = [runs.state(cell) for cell in cells]
@@ -131,9 +133,9 @@ def _run_sweep(request: SweepRequest, observer: Observer) -> SweepReport | None:
             remove_incomplete_runs(folder / CELLS)
             scheduler.mark_not_needed()
             report = reporter.report(started)
-            if base.training.report_to and not report.unfinished:
-                report_to_trackers(report, base.training.report_to, observer)
         observer.notify(report)
+        if base.training.report_to and not report.unfinished:
+            report_to_trackers(report, base.training.report_to, observer)
         reporter.require_complete()
     return report
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from neftcli.events import Observer, SweepReport
+from neftcli.events import Notice, Observer, SweepReport
 from neftcli.runs.schemas import parse_json
 from neftcli.runs.tracking import TRACKERS_FOLDER
 from neftcli.sweep.folder import WORKERS_LOG
@@ -33,9 +33,14 @@ def report_to_trackers(report: SweepReport, trackers: Sequence[str], observer: O
     ]
     with capture_library_output(folder / WORKERS_LOG):
         reported = report_verdict(verdict_of_sweep(report), runs, observer)
-    if reported:
+    if not reported:
+        return
+    try:
         store.mkdir(exist_ok=True)
         atomic_write(store / VERDICT_IDS, json.dumps({**ids, **reported}, indent=2) + "\n")
+    except OSError as error:
+        message = f"{store / VERDICT_IDS} can't be written: {error.strerror or error}"
+        observer.notify(Notice(f"{message}; a later report of this sweep starts new runs in its trackers"))
 
 
 def _read_ids(file: Path) -> dict[str, str | None]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neftcli.errors import InputError, NeftError, Problem
+from neftcli.errors import Checks, InputError, NeftError, Problem
 from neftcli.events import CellStatus, Notice, Observer
 from neftcli.metrics.registry import (
     ANSWER_METRICS,
@@ -133,6 +133,37 @@ def check_inputs(base: Recipe, folder: Path, observer: Observer) -> tuple[ModelR
         # Once for all cells: no axis of a grid changes the tokens.
         prepared, _, _ = tokenize_inputs(base, reference, examples, observer, answers=base.sweep.answers)
     return reference, examples, prepared
+
+
+def require_layers(cells: Sequence[Cell], reference: ModelReference) -> None:
+    """Check the layers and tokens that the cells' recipes name, before a worker starts.
+
+    The model is built without weights, and only if a recipe names layers: this imports torch.
+
+    Raises:
+        InputError: A cell could not be trained.
+    """
+    named = {
+        repr((recipe.adapter, recipe.training.freeze, recipe.model.new_tokens)): recipe
+        for recipe in (cell.recipe for cell in cells)
+        if recipe.names_layers()
+    }
+    if not named:
+        return
+    from neftcli.models.loading import build_meta_model, load_config
+    from neftcli.models.new_tokens import validate_layers
+    from neftcli.models.pissa import require_float32_weights
+    from neftcli.system.device import resolve_compute_config
+
+    checks = Checks()
+    for recipe in named.values():
+        with checks:
+            trust = recipe.model.trust_remote_code
+            validate_layers(build_meta_model(reference, load_config(reference, trust), trust), recipe)
+            adapted = recipe.adapter.type != "none"
+            compute = resolve_compute_config(recipe.training.precision, recipe.model.dtype, frozen_weights=adapted)
+            require_float32_weights(recipe, compute)
+    checks.raise_errors()
 
 
 def _require_prompts(examples: ExampleSplits) -> None:

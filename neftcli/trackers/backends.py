@@ -10,6 +10,7 @@ restored when it ends, so that the next run of the process finds only the user's
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -25,6 +26,7 @@ from neftcli.errors import InputError, Problem
 from neftcli.events import Evaluated, StepLogged
 from neftcli.system.files import remove
 from neftcli.system.network import redact_password
+from neftcli.trackers.isolation import describe_failure, without_output
 
 PROJECT = "neft"
 """Project of trackers that have projects, unless the environment names one."""
@@ -54,6 +56,7 @@ class TrackedRun:
         id: Id of the tracker's run that an earlier process started; None for a new run.
         step: Steps done; 0 for a run that starts, or starts over.
         resumes: An earlier process has reported.
+        purges: What an earlier process has reported after `step` is removed, since it is reported again.
     """
 
     name: str
@@ -62,6 +65,7 @@ class TrackedRun:
     id: str | None = None
     step: int = 0
     resumes: bool = False
+    purges: bool = True
 
 
 class Backend:
@@ -98,10 +102,7 @@ class Backend:
         """Add the final results."""
 
     def add_verdict(self, sentences: Sequence[str], numbers: Mapping[str, float]) -> None:
-        """Add the verdict of a comparison, after `start` and without the callback: its sentences, and numbers by name.
-
-        Only called if the tracker's entry in the registry says so.
-        """
+        """Add the verdict of a comparison, after `start`, without the callback: its sentences, and numbers by name."""
         raise NotImplementedError
 
     def reported_steps(self) -> dict[str, int] | None:
@@ -120,6 +121,14 @@ class Backend:
 
     def end_run(self, status: str) -> None:
         """End the tracker's run; called by `finish`."""
+
+    def finish_quietly(self) -> None:
+        """End the tracker's run after a failure, so that the next run of this process can start its own."""
+        try:
+            with without_output():
+                self.finish("failed")
+        except Exception as error:
+            logging.getLogger(__name__).warning("a tracker's run was not ended: %s", describe_failure(error))
 
     def set_variable(self, name: str, value: str | None) -> None:
         """Set an environment variable, or remove it, until the run ends."""
@@ -149,7 +158,7 @@ class TensorBoard(Backend):
         elif self.run.group:
             folder /= self.run.name
         self.location, self.view = str(folder), f"tensorboard --logdir {shlex.quote(str(folder))}"
-        purged = (self.run.step + 1 if self.run.step else 0) if self.run.resumes else None
+        purged = (self.run.step + 1 if self.run.step else 0) if self.run.resumes and self.run.purges else None
         self._writer = SummaryWriter(log_dir=str(folder), purge_step=purged)
         return TensorBoardCallback(self._writer)
 
@@ -226,6 +235,8 @@ class Wandb(Backend):
 
     def add_verdict(self, sentences: Sequence[str], numbers: Mapping[str, float]) -> None:
         """Add sentences and numbers to the summary."""
+        if self._is_foreign and self._run.id != self.run.id:
+            raise RuntimeError(f"the program has an open run, {self._run.id}, which is not the one of {self.run.name}")
         values = {f"verdict/{name}": value for name, value in numbers.items()}
         self._run.summary.update({**values, "verdict/text": "\n".join(sentences)})
 

@@ -28,18 +28,16 @@ class Tracker:
         folder_variable: Environment variable that names a folder or a store other than the run's; for the docs.
         switched_off: Environment variable to the values that switch the tracker off, in capitals; case is ignored.
         require_access: Raises an InputError if the tracker would ask for a key that is not there.
-        reports_verdicts: It gets the verdicts of evaluations and sweeps as well.
         run_id_variable: Environment variable with the id of the tracker's run to report to; empty if there is none.
     """
 
     id: str
     name: str
     module: str
-    backend: Callable[[backends.TrackedRun], backends.Backend]
+    backend: type[backends.Backend]
     folder_variable: str
     switched_off: Mapping[str, Sequence[str]] = field(default_factory=dict)
     require_access: Callable[[], None] = lambda: None
-    reports_verdicts: bool = True
     run_id_variable: str = ""
 
     def switch(self) -> str | None:
@@ -49,6 +47,10 @@ class Tracker:
             if value.upper() in values:
                 return f"{name}={value}"
         return None
+
+    def reports_verdicts(self) -> bool:
+        """Return whether it gets the verdicts of evaluations and sweeps as well."""
+        return self.backend.add_verdict is not backends.Backend.add_verdict
 
     def is_installed(self) -> bool:
         """Return whether its package is installed."""
@@ -85,7 +87,6 @@ TRACKERS: dict[str, Tracker] = {
             "comet_ml",
             backends.Comet,
             "COMET_OFFLINE_DIRECTORY",
-            reports_verdicts=False,
             run_id_variable="COMET_EXPERIMENT_KEY",
         ),
         Tracker(
@@ -95,7 +96,6 @@ TRACKERS: dict[str, Tracker] = {
             backends.SwanLab,
             "SWANLAB_LOG_DIR",
             {"SWANLAB_MODE": ("DISABLED",)},
-            reports_verdicts=False,
         ),
     )
 }

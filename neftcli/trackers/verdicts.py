@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from neftcli.events import Comparison, EvaluationReport, Notice, Observer, SweepReport, TrackerOpened
-from neftcli.trackers.backends import Backend, TrackedRun
+from neftcli.trackers.backends import TrackedRun
 from neftcli.trackers.isolation import describe_failure, without_output
 from neftcli.trackers.registry import TRACKERS
 
@@ -77,7 +76,7 @@ def report_verdict(
     ids: dict[str, str | None] = {}
     for tracker_id, run in runs:
         tracker = TRACKERS[tracker_id]
-        if tracker.switch() is not None or not tracker.reports_verdicts:
+        if tracker.switch() is not None or not tracker.reports_verdicts():
             continue
         backend = tracker.backend(run)
         try:
@@ -89,7 +88,7 @@ def report_verdict(
                 backend.add_verdict(verdict.sentences, verdict.numbers)
                 backend.finish("finished")
         except BaseException as error:
-            _end_quietly(backend)
+            backend.finish_quietly()
             if not isinstance(error, Exception):
                 raise
             message = f"{tracker.name} failed: {describe_failure(error)}"
@@ -98,12 +97,3 @@ def report_verdict(
             ids[tracker_id] = backend.id
             observer.notify(TrackerOpened(tracker_id, backend.location, backend.view))
     return ids
-
-
-def _end_quietly(backend: Backend) -> None:
-    """End the run of a tracker after a failure."""
-    try:
-        with without_output():
-            backend.finish("failed")
-    except Exception as error:
-        logging.getLogger(__name__).warning("the run of a tracker was not ended: %s", describe_failure(error))

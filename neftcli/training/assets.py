@@ -88,13 +88,11 @@ def load_assets(recipe: Recipe, reference: ModelReference, examples: ExampleSpli
     """
     observer.notify(Phase(PhaseId.LOADING_LIBRARIES))
     from neftcli.models.loading import model_fingerprint
-    from neftcli.models.pissa import require_float32_weights
     from neftcli.system.device import resolve_compute_config
 
     compute = resolve_compute_config(
         recipe.training.precision, recipe.model.dtype, frozen_weights=recipe.adapter.type != "none"
     )
-    require_float32_weights(recipe, compute)
     prepared, chat, notices = tokenize_inputs(recipe, reference, examples, observer)
     report_data(prepared, notices, observer)
     observer.notify(Phase(PhaseId.LOADING_MODEL))

@@ -149,7 +149,7 @@ class EvaluationCallback(TrainerCallback):
                 evaluation = self._measure(step)
         except StopRequested:
             return
-        losses = evaluation.losses
+        losses = evaluation.measured
         require_finite("the held-out loss", losses.held_out_loss or 0.0, step)
         require_finite("the loss of training rows without noise", losses.train_loss or 0.0, step)
         improved = self._run_state.add_evaluation(evaluation)

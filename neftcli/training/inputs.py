@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from neftcli.data.chat import ChatFormat, load_chat_format
 from neftcli.data.mixture import ExampleSplits, read_examples, require_local_sources
-from neftcli.data.prepare import PreparedData, prepare
+from neftcli.data.prepare import PreparedData, data_fingerprint, prepare
 from neftcli.data.sources import HUB_ALIASES, is_hub_id
 from neftcli.data.tokens import split_prompt_and_reference
 from neftcli.errors import Checks, DataError, Problem
@@ -24,7 +24,7 @@ from neftcli.models.registry import ALIASES, ModelReference, resolve_model
 from neftcli.models.validate import validate_model, validate_weight_files
 from neftcli.recipe.loading import list_path_values
 from neftcli.recipe.schema import Data
-from neftcli.runs.directory import require_valid_name
+from neftcli.runs.directory import RunDirectory, require_valid_name
 from neftcli.system.cache_folder import open_cache_folder
 from neftcli.system.hub import notify_if_unreachable
 from neftcli.system.libraries import capture_library_output, prepare_libraries
@@ -33,6 +33,8 @@ from neftcli.training.progress import ReadingProgress, TokenisingProgress
 from neftcli.wording import count_noun
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from neftcli.recipe.schema import Recipe
 
 
@@ -85,6 +87,35 @@ def read_inputs(recipe: Recipe, observer: Observer, *, weights: bool = True) -> 
     return reference, examples
 
 
+def require_unchanged_rows(recipe: Recipe, runs: Sequence[Path], observer: Observer) -> None:
+    """Check that runs were trained on the rows that the recipe's sources have now.
+
+    Args:
+        recipe: The resolved recipe.
+        runs: Folders of the runs.
+        observer: Receives the progress.
+
+    Raises:
+        DataError: The rows have changed, so a new run can't be compared with these.
+    """
+    prepare_libraries()
+    if any(map(is_hub_id, recipe.data.named_sources())):
+        notify_if_unreachable(observer)
+    observer.notify(Phase(PhaseId.READING_DATA))
+    examples = read_examples(recipe.data, ReadingProgress(observer))
+    now = data_fingerprint(examples.train, examples.held_out)
+    problems = []
+    for folder in runs:
+        before = RunDirectory(folder).record().get("data_sha256")
+        if before != now:
+            source = recipe.data.source_name()
+            message = f"{source}: the rows have changed since {folder} was trained; both runs need the same"
+            received = f"data_sha256 {now[:20]} ({folder.name}: {str(before)[:20]})"
+            problems.append(Problem(message, received, "--name NAME    trains both runs in new folders"))
+    if problems:
+        raise DataError(*problems)
+
+
 def prepare_inputs(
     recipe: Recipe, observer: Observer, *, weights: bool = True
 ) -> tuple[PreparedData, ChatFormat, list[str]]:
@@ -132,10 +163,10 @@ def tokenize_inputs(
 def _find_unused_tokens(recipe: Recipe, prepared: PreparedData, chat: ChatFormat) -> list[str]:
     """Return the new tokens that occur in no training row."""
     ids = dict(zip(new_token_ids(chat.tokenizer, recipe), recipe.model.new_tokens, strict=True))
-    if ids:
-        for row in prepared.train:
-            for token in row.input_ids:
-                ids.pop(token, None)
+    rows = iter(prepared.train)
+    while ids and (row := next(rows, None)) is not None:
+        for token in ids.keys() & row.input_ids:
+            del ids[token]
     return list(ids.values())
 
 

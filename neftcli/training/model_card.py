@@ -137,7 +137,8 @@ def _usage(recipe: Recipe, reference: ModelReference, *, chat: bool) -> list[str
         lines.append(f"model = AutoModelForCausalLM.from_pretrained(folder{trust})")
     lines.append(f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})")
     if adapter and recipe.model.new_tokens:
-        lines.append("model.resize_token_embeddings(max(model.vocab_size, len(tokenizer)))  # for the new tokens")
+        lines.append("tokens = max(model.get_input_embeddings().num_embeddings, len(tokenizer))  # with the new ones")
+        lines.append("model.resize_token_embeddings(tokens)")
     if adapter:
         lines.append("model = PeftModel.from_pretrained(model, folder)")
     if chat:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerState
 
-from neftcli.errors import InputError, Problem, first_line
+from neftcli.errors import InputError, Problem
 from neftcli.events import Evaluated, NoiseMeasured, Notice, Observer, RunFinished, StepLogged, TrackerOpened
 from neftcli.recipe.keys import keys
 from neftcli.recipe.loading import to_yaml, value_at
@@ -28,7 +28,7 @@ from neftcli.runs.directory import METRICS, RunDirectory
 from neftcli.runs.schemas import MetricsLine, read_jsonl
 from neftcli.runs.tracking import sweep_of, tracked_run
 from neftcli.trackers.backends import HELD_OUT_LOSS, Backend
-from neftcli.trackers.isolation import describe_failure, redact, without_output
+from neftcli.trackers.isolation import describe_failure, without_output
 from neftcli.trackers.registry import TRACKERS, Tracker
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Reporter(TrainerCallback):
         if connection.is_over and must_start:
             name = connection.tracker.id
             for other in self._connections:
-                _end_quietly(other)
+                _end_after_failure(other)
             message = f"training.report_to: {name} can't be started"
             hint = "make it work, or leave it out of --report-to"
             raise InputError(Problem(message, connection.problem, hint))
@@ -257,7 +257,7 @@ class Reporter(TrainerCallback):
         except Exception as error:
             connection.is_over, connection.problem = True, describe_failure(error)
             logger.warning("%s failed: %s", connection.tracker.id, connection.problem)
-            _end_quietly(connection)
+            _end_after_failure(connection)
             if outlook:
                 self._observer.notify(Notice(f"{connection.tracker.name} failed: {connection.problem}; {outlook}"))
 
@@ -269,14 +269,10 @@ class Reporter(TrainerCallback):
         self._record.update(trackers=trackers)
 
 
-def _end_quietly(connection: _Connection) -> None:
-    """End the run of a tracker after a failure, so that the next run of this process can start its own."""
+def _end_after_failure(connection: _Connection) -> None:
     connection.is_over = True
-    try:
-        with _preserved_random_state(), without_output():
-            connection.backend.finish("failed")
-    except Exception as error:
-        logger.warning("%s was not ended: %s", connection.tracker.id, redact(first_line(error)))
+    with _preserved_random_state():
+        connection.backend.finish_quietly()
 
 
 def _final_values(results: RunFinished) -> dict[str, float | None]:

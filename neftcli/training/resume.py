@@ -59,11 +59,11 @@ class LossEvaluation:
     """Evaluation of the model during training.
 
     Attributes:
-        losses: The mean losses and the metrics of answers, and the step after which they were measured.
+        measured: The mean losses and the metrics of answers, and the step after which they were measured.
         held_out: The loss of each held-out row.
     """
 
-    losses: Evaluated
+    measured: Evaluated
     held_out: Sequence[RowLoss]
 
 
@@ -126,7 +126,7 @@ class RunState:
     @property
     def evaluated(self) -> Evaluated | None:
         """Losses of the last evaluation during training."""
-        return self.last_evaluation.losses if self.last_evaluation else self.restored
+        return self.last_evaluation.measured if self.last_evaluation else self.restored
 
     @property
     def evaluated_step(self) -> int:
@@ -150,8 +150,8 @@ class RunState:
     def add_evaluation(self, evaluation: LossEvaluation) -> bool:
         """Store an evaluation during training, and return whether it is the best so far."""
         self.last_evaluation = evaluation
-        value = evaluation.losses.value(self.best_metric)
-        best = self.best.losses.value(self.best_metric) if self.best else None
+        value = evaluation.measured.value(self.best_metric)
+        best = self.best.measured.value(self.best_metric) if self.best else None
         if value is None:
             return False
         if best is None or is_better(self.best_metric, value, best):
@@ -164,7 +164,7 @@ class RunState:
         """Forget a best evaluation whose weights were not saved: the run kept the weights of the last step so far."""
         if checkpoint is None or self.best is None or self.trained or (checkpoint.path / BEST_MODEL).is_dir():
             return
-        if self.best.losses.step != total_steps:  # after the last step the checkpoint itself has them
+        if self.best.measured.step != total_steps:  # after the last step the checkpoint itself has them
             self.best = None
 
     def is_over(self, step: int, total_steps: int, patience: int | None) -> bool:
@@ -182,7 +182,7 @@ class RunState:
             "unlogged": self.unlogged,
             "base": asdict(self.base),
             "seconds": time.perf_counter() - self.started,
-            "best": asdict(self.best.losses) if self.best else None,
+            "best": asdict(self.best.measured) if self.best else None,
             "without_improvement": self.without_improvement,
             "trained": self.trained,
         }
@@ -443,7 +443,8 @@ def _require_same_recipe(resume_state: ResumeState, recipe: Recipe) -> None:
             del changed[option]
     if not changed:
         return
-    impossible = [option for option in changed if option.startswith(FIXED)]
+    fixed = (*FIXED, "training.seed") if recipe.adapter.pissa_niter else FIXED  # of the approximate SVD
+    impossible = [option for option in changed if option.startswith(fixed)]
     rejected = impossible if resume_state.accept_changes else list(changed)
     problems = []
     for option in rejected:

@@ -31,9 +31,10 @@ from neftcli.events import (
     StepLogged,
     TrainingStarted,
 )
-from neftcli.models.adapters import adapter_notices, validate_adapter
-from neftcli.models.freezing import freeze_notices, validate_freeze
-from neftcli.models.new_tokens import validate_new_tokens
+from neftcli.models.adapters import adapter_notices
+from neftcli.models.freezing import freeze_notices
+from neftcli.models.new_tokens import validate_layers
+from neftcli.models.pissa import require_float32_weights
 from neftcli.recipe.loading import to_yaml
 from neftcli.runs.baseline import find_paired_run
 from neftcli.runs.checkpoints import Checkpoint, CheckpointFolder
@@ -225,9 +226,8 @@ class _Run:
         """Measure, train and save `model`, in place."""
         # Set up.
         frozen = self.recipe.training.freeze
-        validate_adapter(model, self.recipe.adapter)
-        validate_freeze(model, frozen)
-        validate_new_tokens(model, self.recipe)
+        validate_layers(model, self.recipe)
+        require_float32_weights(self.recipe, assets.compute)
         notes = [*adapter_notices(model, self.recipe.adapter), *freeze_notices(model, frozen)]
         for note in notes:
             self.notify(Notice(note))
@@ -256,7 +256,7 @@ class _Run:
         answers = self._answer_again(evaluator, trainer, last.step)
 
         # Report.
-        finished = self._report(assets, base, kept.losses, answers)
+        finished = self._report(assets, base, kept.measured, answers)
         if distributed.is_main_process():
             self._finish(finished, assets, notes)
         return finished, TrainedRun(self.directory, trainer.model, assets, kept.held_out)
@@ -318,8 +318,8 @@ class _Run:
         evaluation, evaluation_seconds = assets.measure_once((*sizes, *answered), evaluate)
         seed = self.recipe.training.seed if settings.generation.do_sample else None
         answers, answer_seconds = assets.measure_once((settings.samples, settings.generation, seed), answer)
-        self.notify(evaluation.losses)
-        return BaseEvaluation(evaluation.losses, answers, evaluation_seconds, answer_seconds)
+        self.notify(evaluation.measured)
+        return BaseEvaluation(evaluation.measured, answers, evaluation_seconds, answer_seconds)
 
     def _resolve_batching(self, model: PreTrainedModel) -> Recipe:
         """Return the recipe with its batching resolved, which depends on the model."""
@@ -428,7 +428,7 @@ class _Run:
         """Make the best weights, or those of the last step, the run's model, and return their losses."""
         training, best = recipe.training, run_state.best
         kept = run_state.last_evaluation or LossEvaluation(last, ())
-        if training.keep == "best" and best is not None and best.losses.step != last.step:
+        if training.keep == "best" and best is not None and best.measured.step != last.step:
             kept = best
             if not run_state.trained:
                 trainer.load_model(self.directory.best)
@@ -439,15 +439,15 @@ class _Run:
         run_state.trained = True
         if training.selects_weights():
             selected = ModelSelected(
-                step=kept.losses.step,
-                held_out_loss=kept.losses.held_out_loss,
+                step=kept.measured.step,
+                held_out_loss=kept.measured.held_out_loss,
                 last_step=last.step,
                 last_held_out_loss=last.held_out_loss,
                 total_steps=run_state.total_steps,
                 keep=training.keep,
                 patience=training.patience if last.step < run_state.total_steps else None,
                 metric=training.best_metric,
-                value=kept.losses.value(training.best_metric),
+                value=kept.measured.value(training.best_metric),
                 last_value=last.value(training.best_metric),
             )
             self.record.update(selected=asdict(selected))

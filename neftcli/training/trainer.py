@@ -85,7 +85,7 @@ class NeftTrainer(SFTTrainer):
         training = recipe.training
         is_packed = training.batching == "packed"
         freeze_layers(model, training.freeze)
-        new_tokens = new_token_ids(tokenizer, recipe)
+        new_tokens = new_token_ids(tokenizer, recipe) if recipe.adapter.type == "lora" else []
         trained_tokens = {name: new_tokens for name in find_token_layers(model, recipe.adapter) if new_tokens}
         super().__init__(
             model=model,

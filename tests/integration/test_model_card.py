@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import Result
+from tests.conftest import Result, quick_arguments
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import save_tiny_gguf
 
@@ -132,3 +132,22 @@ def test_model_card_weights_hash(quick: list[str], neft: Callable[..., Result], 
     assert json.loads((run / "run.json").read_text())["weights_sha256"] == {file.name: digest}
     assert f"| sha256 {digest} |" in (run / "model" / "README.md").read_text()
     assert {item.stat().st_mode & 0o777 for item in (run / "model").iterdir()} == {0o644}
+
+
+@pytest.mark.slow
+def test_model_card_code_resizes_the_embeddings_for_new_tokens(
+    tiny_folder: Callable[[str], Path],
+    rows_file: Path,
+    neft: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of OPT, whose models have no attribute `vocab_size`."""
+    quick = quick_arguments(tiny_folder("opt"), rows_file, tmp_path / "runs")
+    assert neft(*quick, "--lora", "--set", "model.new_tokens=['Name']").code == 0
+    [folder] = (tmp_path / "runs").glob("*/model")
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    code = code_of((folder / "README.md").read_text()).replace("max_new_tokens=200", "max_new_tokens=4")
+    exec(code, names)  # noqa: S102 - as above
+    assert names["tokenizer"]("Name")["input_ids"][-1] < len(names["model"].get_input_embeddings().weight)

@@ -175,6 +175,8 @@ def test_push_rejects_a_repository_name(run: Path, hub: LoopbackHub, name: str) 
         ("../my-model", "YOUR_NAME/my-model"),
         ("my-model", "YOUR_NAME/my-model"),
         ("me/my model", "me/my-model"),
+        ("https://huggingface.co/me/my-model.git", "me/my-model"),
+        (f"me/{'m' * 97}", f"me/{'m' * 96}"),
         ("", "YOUR_NAME/{run}"),
     ],
 )

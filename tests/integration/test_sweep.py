@@ -366,6 +366,15 @@ def test_sweep_alpha_dry_run_rejects_an_invalid_model(neft: Neft, arguments: lis
         (["--engine", "spark"], "--engine: there is no such engine"),
         (["--ray-address", "auto"], "--ray-address needs --engine ray"),
         (["--dataset", "missing.jsonl"], "no such file or folder"),
+        (["--set", "training.freeze=[embed_token]"], "training.freeze: the model has no such layer"),
+        (
+            ["--lora", "--grid", "adapter.modules_to_save=[x],[]"],
+            "adapter.modules_to_save: the model has no such layer",
+        ),
+        (
+            ["--lora", "--set", "model.dtype=bfloat16", "--grid", "adapter.init_lora_weights=default,pissa"],
+            "adapter.init_lora_weights pissa needs weights in float32",
+        ),
     ],
 )
 def test_sweep_alpha_rejects_invalid_arguments(

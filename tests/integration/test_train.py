@@ -26,6 +26,8 @@ from transformers import (
     BloomForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
 )
 
 from neftcli.data import dataset
@@ -632,3 +634,14 @@ def test_train_cublas_setting_that_is_not_deterministic(
     assert "got      Deterministic behavior was enabled, but CuBLAS needs" in rejected.err
     assert "unset CUBLAS_WORKSPACE_CONFIG" in rejected.err
     assert INTERNAL_MESSAGE not in rejected.err
+
+
+def test_train_new_tokens_keep_the_bias_of_the_output_layer(neft: Neft, rows_file: Path, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    PhiForCausalLM(PhiConfig(**sizes, num_attention_heads=2)).save_pretrained(tmp_path / "phi")
+    tiny_tokenizer().save_pretrained(tmp_path / "phi")
+    quick = quick_arguments(tmp_path / "phi", rows_file, tmp_path / "runs")
+    result = neft(*quick, "--set", "model.new_tokens=['<tool>']")
+    assert result.code == 0, result.err
+    [weights] = (tmp_path / "runs").glob("*/model/model.safetensors")
+    assert load_file(weights)["lm_head.bias"].abs().max() > 0

@@ -42,9 +42,25 @@ def test_neftune_plugin_adds_the_callback(plugins: Any) -> None:
     assert callback.options["alpha"] == 5
 
 
-@pytest.mark.parametrize(("options", "message"), [({"alfa": 5}, "alfa"), ({"alpha": "high"}, "alpha")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alfa": 5}, "alfa"),
+        ({"alpha": "high"}, "alpha"),
+        ({"alpha": -5}, "alpha"),
+        ({"noise": "symmetric"}, "noise"),
+        ({"length": "token"}, "length"),
+    ],
+)
 def test_neftune_plugin_rejects_invalid_options(plugins: Any, options: dict[str, Any], message: str) -> None:
     from neftcli.axolotl import NeftuneArgs
 
     with pytest.raises(ValidationError, match=message):
         NeftuneArgs.model_validate({"neftune": options})
+
+
+def test_neftune_plugin_rejects_the_noise_of_axolotl(plugins: Any) -> None:
+    from neftcli.axolotl import NeftuneArgs
+
+    with pytest.raises(ValidationError, match="both add noise"):
+        NeftuneArgs.model_validate({"neftune_noise_alpha": 5})

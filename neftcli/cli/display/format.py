@@ -544,7 +544,7 @@ def is_complete(event: events.InspectedRow) -> bool:
 SAMPLES_NOTE = "A lower loss does not make every answer better, least of all after a short run."
 
 
-def loss_rows(event: events.RunFinished) -> list[tuple[str, str, str, str]]:
+def training_result_rows(event: events.RunFinished) -> list[tuple[str, str, str, str]]:
     """Return the losses of a run and its metrics of answers: name, base, tuned, difference."""
     losses = [
         (name, loss(before), loss(after), difference(before, after))

@@ -90,7 +90,7 @@ class PlainLines:
         if event.earlier_seconds:
             lines[0] += f" ({event.seconds:.0f}s with earlier commands)"
         names = ("held_out_loss", "train_loss_no_noise", *event.answer_metrics)
-        for name, (_, base, tuned, difference) in zip(names, format.loss_rows(event), strict=True):
+        for name, (_, base, tuned, difference) in zip(names, format.training_result_rows(event), strict=True):
             if tuned != "-":
                 lines.append(f"{name}: base={base} tuned={tuned} difference={difference}")
         if self._quiet:

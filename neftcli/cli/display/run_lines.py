@@ -43,7 +43,7 @@ def run_details_lines(event: events.RunDetails) -> list[str]:
     lines = [summary_line(event.summary), f"about: {run_rows.facts(event)}"]
     if text := run_rows.checkpoint_text(event):
         lines.append(f"checkpoints: {text}")
-    for name, base, tuned, difference in run_rows.loss_table_rows(event):
+    for name, base, tuned, difference in run_rows.measured_rows(event):
         lines.append(f"{name}: base={base} tuned={tuned} difference={difference}")
     for verdict in event.verdicts:
         lines += [f"compared with {verdict.baseline}: {verdict.folder}", *(f"  {text}" for text in verdict.conclusion)]

@@ -146,7 +146,7 @@ def checkpoint_text(details: events.RunDetails) -> str:
     return f"{noun} after step {steps}"
 
 
-def loss_table_rows(details: events.RunDetails) -> list[tuple[str, str, str, str]]:
+def measured_rows(details: events.RunDetails) -> list[tuple[str, str, str, str]]:
     """Return losses and metrics of answers before and after training, and differences; none if nothing was measured."""
     run = details.summary
     losses = [

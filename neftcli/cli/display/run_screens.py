@@ -63,7 +63,7 @@ def run_details(event: events.RunDetails, width: int) -> RenderableType:
         parts.append(screens.line(format.Line("note", event.summary.problem, "error")))
     if text := run_rows.checkpoint_text(event):
         parts.append(_dim(text))
-    if rows := run_rows.loss_table_rows(event):
+    if rows := run_rows.measured_rows(event):
         losses = screens.columns("", "base", "tuned", "difference", left=("",), gap=3)
         for name, *values in rows:
             losses.add_row(f" {name}", *values)

@@ -190,7 +190,7 @@ def print_problems(problems: Sequence[Problem], *, started: bool) -> None:
 def run_finished(event: RunFinished) -> RenderableType:
     """Render the last screen of a run."""
     losses = columns("", "base", "tuned", "difference", left=("",), gap=3)
-    for name, *values in format.loss_rows(event):
+    for name, *values in format.training_result_rows(event):
         losses.add_row(f" {name}", *values)
     time = f" in {format.rough_duration(event.seconds - event.earlier_seconds)}"
     if event.earlier_seconds:

@@ -91,7 +91,7 @@ def test_find_token_layers_train_what_is_counted(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "tied", "said"),
+    ("recipe", "tied", "message"),
     [
         (replace(FULL, training=Training(freeze=("embed_tokens",))), False, "training.freeze freezes the embedding"),
         (replace(FULL, training=Training(freeze=("lm_head",))), False, "training.freeze freezes the output layer"),
@@ -103,13 +103,13 @@ def test_find_token_layers_train_what_is_counted(
         (
             replace(LORA, adapter=Adapter(type="lora", modules_to_save=("lm_head",))),
             True,
-            "a copy of one of two layers",
+            "can't both name a tied embedding",
         ),
     ],
 )
-def test_validate_new_tokens_rejects_rows_that_are_not_trained_once(recipe: Recipe, tied: bool, said: str) -> None:
+def test_validate_new_tokens_rejects_rows_that_are_not_trained_once(recipe: Recipe, tied: bool, message: str) -> None:
     model = tiny_model("llama", tie_word_embeddings=tied)
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=message):
         validate_new_tokens(model, recipe)
     validate_new_tokens(model, replace(recipe, model=Model()))
 

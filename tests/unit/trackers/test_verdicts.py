@@ -125,9 +125,10 @@ def test_report_verdict_leaves_out_trackers(fake: type[Fake], monkeypatch: pytes
     observer = Collector()
     assert (report(observer), observer.events) == ({}, [])
     monkeypatch.delenv("FAKE")
-    monkeypatch.setitem(TRACKERS, "fake", replace(TRACKERS["fake"], reports_verdicts=False))
-    assert (report(observer), observer.events) == ({}, [])
-    monkeypatch.setitem(TRACKERS, "fake", replace(TRACKERS["fake"], reports_verdicts=True, module="no_such_module"))
+    with monkeypatch.context() as without_verdicts:
+        without_verdicts.setattr(fake, "add_verdict", Backend.add_verdict)
+        assert (report(observer), observer.events) == ({}, [])
+    monkeypatch.setitem(TRACKERS, "fake", replace(TRACKERS["fake"], module="no_such_module"))
     assert report(observer) == {}
     [notice] = observer.events
     assert isinstance(notice, events.Notice)
