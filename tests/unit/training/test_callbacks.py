@@ -234,7 +234,7 @@ def test_evaluation_callback_best_and_patience(
     loop.run()
     assert (loop.state.global_step, best) == (last_step, saved)
     assert loop.run_state.best is not None
-    assert loop.run_state.best.losses.step == (10 if last_step == 10 else 4)
+    assert loop.run_state.best.measured.step == (10 if last_step == 10 else 4)
     assert loop.run_state.is_over(last_step, 10, patience)
 
 
@@ -248,5 +248,5 @@ def test_run_state_add_evaluation_by_a_metric_of_answers() -> None:
     ]
     assert improved == [False, True, True, False, False]
     assert state.best is not None
-    assert (state.best.losses.step, state.without_improvement) == (3, 2)
+    assert (state.best.measured.step, state.without_improvement) == (3, 2)
     assert state.has_lost_patience(2)
