@@ -331,14 +331,14 @@ def numbers_of(comparison: dict[str, Any], prefix: str) -> dict[str, Any]:
 def test_tracker_of_a_verdict(
     tracker: str, tiny_folder: Callable[[str], Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run has the verdict of --with-baseline, beside its rows; a second evaluation replaces it."""
+    """The run has the verdict of --with-baseline, beside its rows; that of a second evaluation is the latest."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     arguments = quick_arguments(tiny_folder("llama"), rows_file, tmp_path / "runs")
     result = neft_process(*arguments, "--with-baseline", "--report-to", tracker, "--json")
     assert result.code == 0, result.err
     run = tmp_path / "runs" / "tiny-a5-s0"
     for _ in range(2):
-        report = events(result.out)[-1]
+        [report] = [event for event in events(result.out) if "comparisons" in event]
         numbers, text = VERDICT_READERS[tracker](run / "trackers", run.name)
         expected: dict[str, Any] = {}
         for comparison in report["comparisons"]:
@@ -375,7 +375,7 @@ def test_tracker_of_a_sweeps_verdict(
     ):
         result = neft_process(*command, "--json")
         assert result.code == 0, result.err
-        report = events(result.out)[-1]
+        [report] = [event for event in events(result.out) if "arms" in event]
         numbers, text = VERDICT_READERS[tracker](sweep / "trackers", "run-sweep-verdict")
         [arm] = [arm for arm in report["arms"] if arm["comparisons"]]
         [comparison] = arm["comparisons"]
