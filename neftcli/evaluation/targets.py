@@ -114,12 +114,14 @@ class EvalTarget:
         from neftcli.models.chat_templates import set_chat_template
         from neftcli.models.limits import load_embedding_size
         from neftcli.models.loading import load_tokenizer, read_stop_tokens
+        from neftcli.models.new_tokens import require_new_tokens
 
         if self.tokenizer is None:
             return load_chat_format(self.recipe, self.reference, row_format, observer)[0]
         saved = ModelReference(self.name, "folder", str(self.tokenizer))
         trust = self.recipe.model.trust_remote_code
         tokenizer, _ = load_tokenizer(saved, trust, load_embedding_size(self.reference, trust))
+        require_new_tokens(tokenizer, self.recipe, self.tokenizer)
         if row_format != "text":  # a saved tokenizer brings the template that the run was trained with
             set_chat_template(tokenizer, None if tokenizer.chat_template else self.recipe.model.chat_template)
         declared = read_stop_tokens(self.reference)

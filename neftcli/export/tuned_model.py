@@ -113,10 +113,12 @@ def check_run(target: EvalTarget, observer: Observer) -> int:
 def load_tuned_model(target: EvalTarget, run: RunDirectory, observer: Observer) -> TunedModel:
     """Load a run's model after `check_run`, compute its logits, and merge its adapter if it has one."""
     from neftcli.models.loading import load_tokenizer
+    from neftcli.models.new_tokens import require_new_tokens
     from neftcli.models.registry import ModelReference
 
     reference = ModelReference(target.name, "folder", str(run.model))
     tokenizer, _ = load_tokenizer(reference, target.recipe.model.trust_remote_code)
+    require_new_tokens(tokenizer, target.recipe, run.model)
     observer.notify(Phase(PhaseId.LOADING_MODEL))
     model: Any = target.load(_float32_on_cpu())
     observer.notify(Phase(PhaseId.COMPUTING_LOGITS))

@@ -326,7 +326,14 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             raise ModelError(
                 Problem(f"{folder}: the adapter of a run must be LoRA", str(kind), "repeat the run with neft train")
             )
-        return PeftModel.from_pretrained(model, str(folder))
+        try:
+            return PeftModel.from_pretrained(model, str(folder))
+        except RuntimeError as error:
+            mismatches = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+            if not mismatches:
+                raise
+            message = f"{folder}: adapter_config.json and adapter_model.safetensors do not fit together"
+            raise ModelError(Problem(message, mismatches[0], "repeat the run with neft train")) from None
 
 
 def disable_avx512_repacking(model: PreTrainedModel) -> None:

@@ -15,6 +15,7 @@ from neftcli.models.freezing import find_frozen_weights, validate_freeze
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,6 +43,18 @@ def _add_missing(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> N
     from tokenizers import AddedToken
 
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])
+
+
+def require_new_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, folder: Path) -> None:
+    """Check that the tokenizer of a run has the tokens that the run was trained with.
+
+    Raises:
+        ModelError: It lacks some, so it is not the run's tokenizer, and the results would be wrong.
+    """
+    known = tokenizer.get_vocab()
+    if missing := [token for token in recipe.model.new_tokens if token not in known]:
+        message = f"{folder}: the tokenizer lacks tokens of model.new_tokens, so it is not the run's"
+        raise ModelError(Problem(message, ", ".join(missing[:5]), "repeat the run with neft train"))
 
 
 def extended_size(vocabulary: int | None, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> int | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,6 +238,32 @@ def test_eval_of_a_merged_model_says_whose_rows_it_uses(
     assert result.code == 0, result.err
     assert f"these are the built-in rows, not those of {run.name}" in result.out
     assert f"`neft eval {run.name}`" in result.out
+
+
+@pytest.mark.parametrize("command", ["eval", "merge"])
+def test_command_rejects_an_adapter_with_another_rank(
+    train_run: Callable[..., Path], tmp_path: Path, command: str
+) -> None:
+    run = Path(shutil.copytree(train_run("--lora"), tmp_path / "tiny-a5-s0"))
+    config = json.loads((run / "model" / "adapter_config.json").read_text())
+    (run / "model" / "adapter_config.json").write_text(json.dumps({**config, "r": 8}))
+    result = call_neft(command, run, *(["--out", tmp_path / "out"] if command == "merge" else ["--no-answers"]))
+    assert result.code == 2, result.err
+    assert "adapter_config.json and adapter_model.safetensors do not fit together" in result.err
+    assert "size mismatch for" in result.err
+
+
+@pytest.mark.parametrize("command", ["eval", "merge"])
+def test_command_rejects_a_tokenizer_without_the_new_tokens(
+    train_run: Callable[..., Path], tiny_folder: Callable[[str], Path], tmp_path: Path, command: str
+) -> None:
+    run = Path(shutil.copytree(train_run("--lora", "--set", "model.new_tokens=['<tool>']"), tmp_path / "tiny-a5-s0"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_folder("llama") / name, run / "model")
+    result = call_neft(command, run, *(["--out", tmp_path / "out"] if command == "merge" else ["--no-answers"]))
+    assert result.code == 2, result.err
+    assert "the tokenizer lacks tokens of model.new_tokens" in result.err
+    assert "<tool>" in result.err
 
 
 def test_merge_without_adapter(train_run: Callable[..., Path], tmp_path: Path) -> None:
