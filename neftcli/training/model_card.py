@@ -107,6 +107,10 @@ def _facts(recipe: Recipe, record: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if recipe.model.new_tokens:
         facts.append(("new tokens", quote_markdown(", ".join(recipe.model.new_tokens), in_table=True)))
+    if recipe.quantization.type != "none":
+        facts.append(
+            ("base weights", f"{recipe.quantization.type} in training; the code of this card loads them as they are")
+        )
     if recipe.training.freeze:
         facts.append(("frozen layers", quote_markdown(", ".join(recipe.training.freeze), in_table=True)))
     for name, digest in record["weights_sha256"].items():

@@ -209,6 +209,7 @@ def test_merge_unties_matrices(
 
 def test_merge_qlora_into_the_dequantised_base(train_run: Callable[..., Path], tmp_path: Path) -> None:
     run = train_run("--qlora")
+    assert "| base weights | nf4 in training" in (run / "model" / "README.md").read_text(encoding="utf-8")
     event = merged(run, tmp_path / "out", "--dtype", "float32")
     assert event["method"] == "qlora"
     assert event["comparison"]["difference"] < 1e-5
